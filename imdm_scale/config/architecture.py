@@ -1,0 +1,86 @@
+"""The shape of one network, and the named sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imdm_scale.errors import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the network's function and its parameters' shapes.
+
+    The Megatron-core network (`imdm_scale.model`) and the plain torch one (`imdm_scale.hf`) are both built
+    from it. The backbone is the plain pre-norm transformer to which MDLM's time-independent adaLN folds.
+    """
+
+    vocab_size: int
+    """Number of token ids, the mask token included."""
+    mask_token_id: int
+    """The id that stands for a masked position."""
+    length: int
+    """Number of tokens in a block; the network itself accepts any length."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_layers: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Number of attention heads; divides `hidden_size` into even parts."""
+    noise_dim: int
+    """Dimensions of the noise e that a masked position carries; 0 makes a plain masked diffusion model."""
+    noise_kind: str = "uniform"
+    """Law of e: `uniform` on [-scale, scale], or `normal` with standard deviation scale."""
+    noise_scale: float = 1.0
+    """Scale of the noise."""
+    dropout: float = 0.0
+    """Probability of dropping an element of a residual branch in training."""
+    qk_norm: bool = False
+    """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
+    attention_softcap: float = 0.0
+    """c > 0 turns attention scores into c * tanh(scores / c); 0 leaves them."""
+    rope_base: float = 10000.0
+    """Base of the rotary embedding's frequencies."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in every LayerNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of the normal initialisation of the linear layers."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the MLP's hidden layer, and of the mask embedding's."""
+        return 4 * self.hidden_size
+
+    def num_parameters(self) -> int:
+        """Exact number of trainable parameters of the unpadded network."""
+        d, v = self.hidden_size, self.vocab_size
+        block = 4 * d + 4 * d * d + 8 * d * d + 5 * d + (4 * self.head_dim if self.qk_norm else 0)
+        mask_embedding = self.noise_dim * 4 * d + 4 * d + 4 * d * d if self.noise_dim else 0
+        return v * d + mask_embedding + self.num_layers * block + 2 * d + v * d + v
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 256, "num_layers": 4, "num_heads": 8, "noise_dim": 64},
+    "small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "noise_dim": 2048},
+    "large": {"hidden_size": 1536, "num_layers": 24, "num_heads": 16, "noise_dim": 2048},
+    "1b": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "noise_dim": 2048},
+    "3b": {"hidden_size": 3072, "num_layers": 28, "num_heads": 24, "noise_dim": 2048},
+    "7b": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "noise_dim": 2048},
+}
+"""Shapes of the named sizes. Every head count is divisible by 2, 4 and 8 where the literature's shape allows."""
+
+
+def size_named(name: str) -> dict[str, int]:
+    """Shape of the size called `name`.
+
+    Raises:
+        UserError: no size has that name.
+    """
+    if name not in SIZES:
+        raise UserError(f"model.size is {name!r}, which is no known size; choose one of {', '.join(SIZES)}.")
+    return dict(SIZES[name])
