@@ -1,0 +1,17 @@
+"""The mathematics of masked diffusion with infinite masks, on plain tensors (torch and nothing else).
+
+Where to find what:
+
+- `noise.py`: counter-based random numbers (Philox4x32-10) and the mask's noise e
+- `schedule.py`: alpha(t), the NELBO's weight, and how the times t of a batch are drawn
+- `corruption.py`: the forward process q(x_t | x_0)
+- `posterior.py`: the three-way reverse posterior (reveal, keep e, redraw e)
+- `sampler.py`: few-step generation, from all masks or around given tokens
+- `inverse_cdf.py`: one token from logits and one uniform, with temperature and nucleus
+- `likelihood.py`: the forbidden mask id, cross-entropy, the NELBO
+- `divergence.py`: KL both ways, Jensen-Shannon, total variation, squared error, with exact gradients
+- `targets.py`: IM-SDTT's two teacher sub-steps
+- `vocabulary.py`: sums and maxima over a vocabulary that may be cut over processes
+
+Nothing is re-exported here: import from the file that holds the idea.
+"""

@@ -1,0 +1,79 @@
+"""Whole weights in and out of networks that are spread over ranks, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.errors import UserError
+from imdm_scale.hf.export import WEIGHTS_FILE
+from imdm_scale.model.weights import canonical_shapes, initial_weight, placements
+from imdm_scale.parallel.engine import ModelEngine
+
+Source = Callable[[str], Tensor]
+"""Canonical name -> whole tensor."""
+
+
+def fresh_weights(architecture: Architecture, seed: int) -> Source:
+    """The initial values of a network."""
+    shapes = canonical_shapes(architecture)
+    return lambda name: initial_weight(name, shapes[name], architecture, seed)
+
+
+def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Source:
+    """The weights of an exported model, read when asked for.
+
+    A mask embedding that the file lacks gets its initial value, with which the network computes what it
+    computed before: so a plain masked diffusion model becomes an infinite mask one.
+
+    Raises:
+        UserError: the file cannot be read, or its tensors do not fit the architecture.
+    """
+    path = folder / WEIGHTS_FILE
+    shapes = canonical_shapes(architecture)
+    fresh = fresh_weights(architecture, seed)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); export the model again.") from None
+    for name, shape in shapes.items():
+        if name not in found and name.startswith("mask_embedding."):
+            continue
+        if found.get(name) != shape:
+            seen = f"has the shape {found[name]}" if name in found else "is missing"
+            raise UserError(
+                f"{name} {seen} in {path}, but the configured network needs {shape}; set model.* to the "
+                "folder's config.json or give another folder."
+            )
+
+    def whole_tensor(name: str) -> Tensor:
+        if name not in found:
+            return fresh(name)
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    return whole_tensor
+
+
+def gather_weights(model: ModelEngine) -> Iterator[tuple[str, Tensor]]:
+    """Canonical name and whole CPU tensor of every weight that this rank's pipeline stage holds.
+
+    Collective: all ranks of the model iterate together, and no more than one tensor is whole at a time.
+    """
+    group = model.layout.collection.tp
+    for parameter, placement in placements(model.stage):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            shard = parameter.detach().clone()
+        shards = [shard]
+        if placement.shard_dim is not None and group.size() > 1:
+            shards = [torch.empty_like(shard) for _ in range(group.size())]
+            dist.all_gather(shards, shard.contiguous(), group=group)
+        yield placement.name, placement.to_whole(shards).cpu()

@@ -1,0 +1,204 @@
+"""The one typed tree of settings.
+
+The defaults are those of the literature's OpenWebText runs of IM-SDTT (IMDM, arXiv 2605.10518, and its
+public scripts); a recipe changes them. The string under a field is what --help shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class MethodConfig:
+    """How the student learns."""
+
+    name: Literal["im_sdtt", "pretrain"] = "im_sdtt"
+    """im_sdtt distils a teacher into ever fewer steps; pretrain fits the data by the likelihood bound."""
+    divergence: Literal["kl_backward", "kl_forward", "jsd", "tvd", "mse"] = "kl_backward"
+    """Distance of the student's S from the teacher's T; kl_backward is KL(S||T), kl_forward KL(T||S)."""
+    initial_steps: int = 1024
+    """Steps that the teacher takes from pure mask to text in round 0; each round halves them."""
+    steps_per_round: int = 10000
+    """Updates in a round; at its end the student becomes the teacher."""
+    min_steps: int = 2
+    """No new round begins if its teacher would take fewer steps; with 2 the last student takes one step."""
+    refresh_from: Literal["raw", "ema"] = "raw"
+    """Which of the student's weights become the next teacher: those just trained or their average."""
+    sampling_eps: float = 1e-3
+    """Smallest time t that training draws."""
+
+
+@dataclass
+class ModelConfig:
+    """The network that is trained (for im_sdtt also its teacher's shape)."""
+
+    size: str = "small"
+    """Named size: tiny, small, large, 1b, 3b or 7b."""
+    length: int = 1024
+    """Tokens in a block of text."""
+    dropout: float = 0.1
+    """Probability of dropping an element of a residual branch in training."""
+    noise_dim: int | None = None
+    """Dimensions of a mask's noise; null takes the size's own, 0 makes a plain masked diffusion model."""
+    noise_kind: Literal["uniform", "normal"] = "uniform"
+    """Law of the noise: uniform on [-noise_scale, noise_scale], or normal with that standard deviation."""
+    noise_scale: float = 1.0
+    """Scale of the noise."""
+    qk_norm: bool = False
+    """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
+    attention_softcap: float = 0.0
+    """c > 0 turns attention scores into c * tanh(scores / c); 0 leaves them."""
+    hidden_size: int | None = None
+    """Width of the residual stream; null takes the size's own."""
+    num_layers: int | None = None
+    """Number of transformer blocks; null takes the size's own."""
+    num_heads: int | None = None
+    """Number of attention heads; null takes the size's own."""
+
+
+@dataclass
+class DataConfig:
+    """The text."""
+
+    path: str | None = None
+    """Corpus to train on; null takes the public-domain sample that ships with the package."""
+
+
+@dataclass
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    path: str | None = None
+    """Tokenizer to use; null takes the one that ships with the package."""
+
+
+@dataclass
+class TeacherConfig:
+    """The network that im_sdtt starts from."""
+
+    path: str | None = None
+    """Folder with config.json and model.safetensors; null takes the packaged tiny teacher."""
+    placement: Literal["colocated", "disaggregated"] = "colocated"
+    """colocated keeps the teacher on the student's ranks; disaggregated is not in this version."""
+
+
+@dataclass
+class RoleParallelConfig:
+    """How one network is split over ranks; what remains of the processes is data parallel."""
+
+    tp: int = 1
+    """Tensor parallel size: ranks that share each layer."""
+    pp: int = 1
+    """Pipeline parallel size: groups of layers on different ranks (1 in this version)."""
+
+
+@dataclass
+class ParallelConfig:
+    """How the networks are split over ranks."""
+
+    student: RoleParallelConfig = field(default_factory=RoleParallelConfig)
+    """The trained network."""
+    teacher: RoleParallelConfig = field(default_factory=RoleParallelConfig)
+    """The frozen network."""
+
+
+@dataclass
+class TrainConfig:
+    """Batches, optimizer and precision."""
+
+    max_steps: int = 70000
+    """Updates in the whole run."""
+    micro_batch_size: int = 16
+    """Blocks of text that one rank passes through the network at a time."""
+    global_batch_size: int = 128
+    """Blocks of text in one update over all ranks; a multiple of micro_batch_size x data-parallel size."""
+    save_every: int = 10000
+    """Updates between two checkpoints."""
+    learning_rate: float = 6e-5
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up, until max_steps."""
+    warmup_steps: int = 500
+    """Updates over which the learning rate rises linearly from 0."""
+    min_lr_ratio: float = 0.0
+    """Where cosine and linear end, as a fraction of learning_rate."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient's running mean."""
+    beta2: float = 0.999
+    """AdamW's decay of the squared gradient's running mean."""
+    adam_eps: float = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    ema_decay: float = 0.9999
+    """Decay of the weights' running average, warmed up as min(ema_decay, (1 + n) / (10 + n)) at update n."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the networks; the optimizer's copy of the weights is fp32 in both."""
+    init_from: str | None = None
+    """Folder with config.json and model.safetensors from which a pretrain starts; null starts afresh."""
+
+
+@dataclass
+class LogConfig:
+    """What is reported while the run goes on."""
+
+    every: int = 50
+    """Updates between two reports to the terminal and to wandb; metrics.jsonl gets every update."""
+    wandb: Literal["off", "offline", "online"] = "offline"
+    """Weights & Biases: off, offline (files under run_dir, no account) or online."""
+    wandb_project: str = "imdm_scale"
+    """Project name in Weights & Biases."""
+
+
+@dataclass
+class EvaluateConfig:
+    """The quality table at the end."""
+
+    steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
+    """Numbers of sampling steps in the table."""
+    num_samples: int = 1024
+    """Texts sampled for each number of steps."""
+    batch_size: int = 32
+    """Texts sampled at a time on one rank."""
+    shown_samples: int = 3
+    """Texts of teacher and student that are printed."""
+    shown_steps: int = 4
+    """Sampling steps of the printed texts."""
+    temperature: float = 1.0
+    """Sampling temperature; below 1 trades variety for likelihood."""
+    seed: int = 42
+    """Seed of the sampling."""
+    at_end: bool = True
+    """Whether training ends with the table."""
+
+
+@dataclass
+class Config:
+    """Every setting of a run."""
+
+    run_dir: str = "runs/imdm"
+    """Folder for everything that the run writes."""
+    seed: int = 1
+    """Seed of every draw in training."""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """How the student learns."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network that is trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes token ids."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The network that im_sdtt starts from."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the networks are split over ranks."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Batches, optimizer and precision."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is reported while the run goes on."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """The quality table at the end."""

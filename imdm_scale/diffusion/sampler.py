@@ -1,0 +1,119 @@
+"""Few-step generation: the reverse chain, from all masks or around given tokens.
+
+Shapes: B batch, L length (positions), D noise dimensions, V vocabulary, N revealed positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .inverse_cdf import inverse_cdf
+from .likelihood import forbid_mask
+from .noise import Purpose, mask_noise, uniform
+from .posterior import reverse_masses
+from .schedule import alpha
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to sample; the network and the text to complete are given apart."""
+
+    num_steps: int
+    """Reverse steps, which is also the number of network evaluations."""
+    temperature: float = 1.0
+    """Divides the logits of the token distribution. The masses of keeping and resetting are not touched (the
+    authors' code tempers the whole posterior, so that it also changes when positions are revealed)."""
+    top_p: float = 1.0
+    """Nucleus of the token distribution; 1 keeps everything."""
+    greedy_last_step: bool = False
+    """Take the most likely token in the last step instead of drawing one."""
+    fixed_noise: bool = False
+    """Keep e over the whole trajectory, instead of redrawing it where the posterior resets it."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}; it must be at least 1")
+        if not self.temperature > 0.0:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be above 0 (or use greedy_last_step)"
+            )
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+
+
+@torch.no_grad()
+def sample(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x_t_BL: Tensor,
+    *,
+    settings: SamplerSettings,
+    seed: int,
+    sample_ids_B: Tensor,
+    mask_id: int,
+    noise_dim: int,
+    noise_kind: str = "uniform",
+    noise_scale: float = 1.0,
+    start_time: float | Tensor = 1.0,
+) -> Tensor:
+    """Fill the masked positions of x_t by ancestral sampling (IMDM, arXiv 2605.10518).
+
+    The grid is t_i = start_time * (1 - i / num_steps). Step i reveals, keeps or resets each masked position
+    by the three-way posterior from t_i to t_{i+1}; the last step reveals all. With a single step nothing is
+    ever reset. Each draw is counter-based, so a sample depends on its id, not on its batch.
+
+    Args:
+        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times. D may be 0.
+        x_t_BL: int64; positions that are not `mask_id` are carried over unchanged, wherever they are.
+        seed, sample_ids_B: name the draws.
+        start_time: the time of x_t, in (0, 1]; a number or float64 (B,).
+
+    Returns:
+        int64 (B, L) without masks.
+
+    Raises:
+        ValueError: a start time outside (0, 1], or an unknown `noise_kind`.
+    """
+    start_B = torch.as_tensor(start_time, dtype=torch.float64, device=x_t_BL.device).expand(x_t_BL.shape[0])
+    if not bool(((start_B > 0.0) & (start_B <= 1.0)).all()):
+        raise ValueError(f"start_time must lie in (0, 1], not {start_time}")
+    length = x_t_BL.shape[1]
+    num_steps = settings.num_steps
+
+    def fresh_noise(step: int) -> Tensor:
+        return mask_noise(seed, sample_ids_B, step, length, noise_dim, kind=noise_kind, scale=noise_scale)
+
+    def uniform_BL(purpose: Purpose, step: int) -> Tensor:
+        return uniform(seed, sample_ids_B, purpose, step, length, dtype=torch.float64)[..., 0]
+
+    x_BL = x_t_BL.clone()
+    noise_BLD = fresh_noise(0)
+    for i in range(num_steps):
+        last = i == num_steps - 1
+        logits_BLV = predict(x_BL, noise_BLD)
+
+        t_B1 = start_B[:, None] * (1.0 - i / num_steps)
+        s_B1 = start_B[:, None] * (1.0 - (i + 1) / num_steps)
+        masses = reverse_masses(alpha(t_B1), alpha(s_B1))
+        masked_BL = x_BL == mask_id
+        u_BL = uniform_BL(Purpose.REVEAL, i)
+        reveal_BL = masked_BL if last else masked_BL & (u_BL < masses.unmask)
+        if not (last or settings.fixed_noise):
+            reset_BL = masked_BL & (u_BL >= masses.unmask + masses.keep)
+            noise_BLD = torch.where(reset_BL[..., None], fresh_noise(i + 1), noise_BLD)
+
+        logits_NV = forbid_mask(logits_BLV[reveal_BL], mask_id)
+        if last and settings.greedy_last_step:
+            tokens_N = logits_NV.argmax(-1)
+        else:
+            tokens_N = inverse_cdf(
+                logits_NV,
+                uniform_BL(Purpose.TOKEN, i)[reveal_BL],
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            )
+        x_BL[reveal_BL] = tokens_N
+    return x_BL

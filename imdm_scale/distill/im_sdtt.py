@@ -1,0 +1,74 @@
+"""IM-SDTT: self-distillation through time of an infinite mask model, in rounds of doubling step size."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from imdm_scale.diffusion.divergence import divergence
+from imdm_scale.diffusion.likelihood import forbid_mask
+from imdm_scale.diffusion.targets import two_substep_targets
+from imdm_scale.distill.method import Method, Round
+from imdm_scale.distill.micro_batch import MicroBatch
+from imdm_scale.parallel.engine import Student, Teacher
+
+
+class ImSdtt(Method):
+    """The student learns in one step what its teacher does in two (IMDM, arXiv 2605.10518; SDTT, 2410.21035).
+
+    In round r the teacher takes steps of dt = 2^r / initial_steps; when a round ends the student becomes the
+    teacher. Unlike the reference code, the loss is divided by the masked positions of the whole global
+    batch, so that it does not depend on the number of ranks or micro-batches.
+
+    Args:
+        divergence_name: one of `diffusion.divergence.DIVERGENCES`.
+        initial_steps: sampling steps of the first round's teacher.
+        steps_per_round: updates in a round.
+        min_steps: a round whose teacher would take fewer steps is not begun.
+    """
+
+    def __init__(self, divergence_name: str, initial_steps: int, steps_per_round: int, min_steps: int) -> None:
+        self.divergence_name = divergence_name
+        self.initial_steps = initial_steps
+        self.steps_per_round = steps_per_round
+        self.min_steps = min_steps
+
+    def teacher_steps(self, step: int) -> float:
+        """Sampling steps of the teacher at an update; its step size is one over this."""
+        return self.initial_steps / 2 ** (step // self.steps_per_round)
+
+    def round_at(self, step: int) -> Round | None:
+        """The round of an update, None when the schedule is over."""
+        teacher_steps = self.teacher_steps(step)
+        if round(teacher_steps) < self.min_steps:
+            return None
+        return Round(
+            index=step // self.steps_per_round,
+            starts=step % self.steps_per_round == 0,
+            teacher_steps=teacher_steps,
+        )
+
+    def normaliser(self, micro_batch: MicroBatch) -> int:
+        """The masked positions."""
+        return micro_batch.positions_N.numel()
+
+    def loss(self, student: Student, teacher: Teacher | None, micro_batch: MicroBatch) -> Tensor:
+        """Sum over masked positions of the divergence from the teacher's two-step prediction."""
+        assert teacher is not None
+        noise_BLD = micro_batch.mask_noise(student.architecture)
+        mask_id = student.architecture.mask_token_id
+        target_NV = two_substep_targets(
+            teacher.logits,
+            micro_batch.x_t_BL,
+            noise_BLD,
+            micro_batch.t_B,
+            1 / self.teacher_steps(micro_batch.step),
+            mask_id=mask_id,
+            seed=micro_batch.seed,
+            sample_ids_B=micro_batch.sample_ids_B,
+            step=micro_batch.step,
+        )
+        logits_NV = student.logits(
+            micro_batch.x_t_BL, noise_BLD, micro_batch.positions_N, micro_batch.dropout_key
+        )
+        logits_NV = forbid_mask(logits_NV, mask_id, student.vocabulary)
+        return divergence(self.divergence_name, logits_NV, target_NV, student.vocabulary).sum()

@@ -1,0 +1,42 @@
+"""The interface of a training method. A method sees networks and micro-batches, never ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from imdm_scale.distill.micro_batch import MicroBatch
+from imdm_scale.parallel.engine import Student, Teacher
+
+
+@dataclass(frozen=True)
+class Round:
+    """A stretch of updates with one teacher."""
+
+    index: int
+    """Number of the round, from 0."""
+    starts: bool
+    """Whether the update asked about is the round's first."""
+    teacher_steps: float | None = None
+    """Sampling steps whose size the teacher takes; the student learns to take half as many."""
+
+
+class Method(ABC):
+    """What the training loop asks of a method."""
+
+    @abstractmethod
+    def round_at(self, step: int) -> Round | None:
+        """The round that update `step` belongs to; None when the method's schedule is over.
+
+        At the start of every round but the first, the student becomes the teacher.
+        """
+
+    @abstractmethod
+    def normaliser(self, micro_batch: MicroBatch) -> int:
+        """This micro-batch's share of the number by which the global sum of losses is divided."""
+
+    @abstractmethod
+    def loss(self, student: Student, teacher: Teacher | None, micro_batch: MicroBatch) -> Tensor:
+        """Sum (not mean) of the losses of this micro-batch's positions: a scalar with a gradient."""

@@ -1,0 +1,63 @@
+"""Where the numbers of a run go: metrics.jsonl, and Weights & Biases if wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from imdm_scale.config.tree import Config
+from imdm_scale.distill.loop import Update
+
+
+class MetricsWriter:
+    """Writes one line an update to run_dir/metrics.jsonl; `log.wandb` decides about Weights & Biases.
+
+    For rank 0 only. Use as a context manager.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self.every = config.log.every
+        self.file = (run_dir / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self.wandb_run: Any = None
+        if config.log.wandb != "off":
+            import wandb
+
+            self.wandb_run = wandb.init(
+                project=config.log.wandb_project,
+                mode=config.log.wandb,
+                dir=run_dir,
+                config=dataclasses.asdict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+
+    def write(self, update: Update) -> None:
+        """Record one update."""
+        record: dict[str, Any] = {
+            "step": update.step,
+            "loss": update.loss,
+            "grad_norm": update.grad_norm,
+            "learning_rate": update.learning_rate,
+            "tokens": update.tokens,
+            "seconds": round(update.seconds, 3),
+            "round": update.round.index,
+        }
+        if update.round.teacher_steps is not None:
+            record["teacher_steps"] = update.round.teacher_steps
+        self.file.write(json.dumps(record) + "\n")
+        if self.wandb_run is not None and update.step % self.every == 0:
+            self.wandb_run.log(record, step=update.step)
+
+    def write_quality(self, quality: dict[str, Any]) -> None:
+        """Record the final table in Weights & Biases."""
+        if self.wandb_run is not None:
+            self.wandb_run.summary["quality"] = quality
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        if self.wandb_run is not None:
+            self.wandb_run.finish()

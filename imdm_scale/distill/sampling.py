@@ -1,0 +1,87 @@
+"""Texts sampled by a network that is spread over ranks, and its likelihood bound on held-out text.
+
+Shapes: B batch, L positions, N masked positions, S samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imdm_scale.data.stream import TokenStream
+from imdm_scale.diffusion.likelihood import nelbo_terms
+from imdm_scale.diffusion.sampler import SamplerSettings, sample
+from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.parallel.engine import ModelEngine
+
+
+def sample_texts(
+    model: ModelEngine, settings: SamplerSettings, num_samples: int, batch_size: int, seed: int, bos_id: int
+) -> Tensor:
+    """Token ids (S, L) of unconditional samples, the same for every number of ranks.
+
+    Blocks of text begin with BOS, which is given; all else starts masked. Collective: data-parallel ranks
+    sample different texts, in equally many batches, because partitioned weights are gathered in step.
+
+    Returns:
+        int64 on the CPU, the same on every rank.
+    """
+    architecture, dp_size = model.architecture, model.layout.dp_size
+    num_batches = -(-num_samples // (batch_size * dp_size))
+    first = model.layout.dp_rank * num_batches * batch_size
+    texts = []
+    with model.evaluating():
+        for index in range(num_batches):
+            sample_ids_B = first + index * batch_size + torch.arange(batch_size, device=model.device)
+            x_BL = torch.full((batch_size, architecture.length), architecture.mask_token_id, device=model.device)
+            x_BL[:, 0] = bos_id
+            texts.append(
+                sample(
+                    model.predict,
+                    x_BL,
+                    settings=settings,
+                    seed=seed,
+                    sample_ids_B=sample_ids_B,
+                    mask_id=architecture.mask_token_id,
+                    noise_dim=architecture.noise_dim,
+                    noise_kind=architecture.noise_kind,
+                    noise_scale=architecture.noise_scale,
+                )
+            )
+    mine_SL = torch.cat(texts)
+    parts = [torch.empty_like(mine_SL) for _ in range(dp_size)]
+    dist.all_gather(parts, mine_SL, group=model.layout.mpu.dp)
+    return torch.cat(parts)[:num_samples].cpu()
+
+
+def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, seed: int) -> float:
+    """Likelihood bound in nats per token on held-out blocks: one draw of (t, x_t, e) for each, t stratified.
+
+    Collective. Blocks that do not fill a global batch are left out.
+    """
+    dp_size, group = model.layout.dp_size, model.layout.mpu.dp
+    per_rank = len(blocks) // (batch_size * dp_size)
+    plan = BatchPlan(
+        stream=TokenStream(blocks, seed),
+        seed=seed,
+        global_batch_size=per_rank * batch_size * dp_size,
+        micro_batch_size=batch_size,
+        dp_rank=model.layout.dp_rank,
+        dp_size=dp_size,
+        sampling_eps=1e-3,
+        mask_id=model.architecture.mask_token_id,
+        device=model.device,
+    )
+    total = torch.zeros(2, dtype=torch.float64, device=model.device)
+    with model.evaluating(), torch.no_grad():
+        for index in range(plan.num_micro_batches):
+            batch = plan.micro_batch(0, index)
+            logits_NV = model.logits(batch.x_t_BL, batch.mask_noise(model.architecture), batch.positions_N)
+            terms_N = nelbo_terms(
+                logits_NV, batch.labels_N, batch.t_N, model.architecture.mask_token_id, model.vocabulary
+            )
+            total += torch.tensor([terms_N.sum().item(), batch.x_0_BL.numel()], device=model.device)
+    dist.all_reduce(total, group=group)
+    return (total[0] / total[1]).item()

@@ -1,0 +1,41 @@
+"""Does an exported model fit the run that is to start from it?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.errors import UserError
+from imdm_scale.hf.configuration_imdm import ImdmConfig
+from imdm_scale.hf.export import architecture_from_config
+
+FREE_TO_DIFFER = ("length", "noise_dim", "noise_kind", "noise_scale", "dropout", "initializer_range")
+"""A run may choose these anew: no weight of the plain network depends on them."""
+
+
+def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: Tokenizer) -> None:
+    """Compare what a folder says of itself with the run's network and tokenizer.
+
+    Token ids are compared by the tokenizers' fingerprints: two vocabularies of one size may mean different
+    words by the same id, which would train without complaint and teach nonsense.
+
+    Raises:
+        UserError: vocabulary or shape differ.
+    """
+    config = ImdmConfig.from_pretrained(folder)
+    if config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+        raise UserError(
+            f"the token ids of {folder} (tokenizer {config.tokenizer_fingerprint[:12]}, {config.vocab_size} ids) "
+            f"and of tokenizer.path (tokenizer {tokenizer.fingerprint[:12]}, {tokenizer.vocab_size} ids) mean "
+            f"different words; set tokenizer.path={folder} or choose a teacher of this tokenizer."
+        )
+    theirs = architecture_from_config(config)
+    for field in dataclasses.fields(Architecture):
+        seen, wanted = getattr(theirs, field.name), getattr(architecture, field.name)
+        if field.name not in FREE_TO_DIFFER and seen != wanted:
+            raise UserError(
+                f"{field.name} is {seen} in {folder / 'config.json'} but {wanted} in this run, and the student "
+                "starts as its teacher's copy; set model.* (or tokenizer.path) to match, or choose another folder."
+            )

@@ -1,0 +1,82 @@
+"""The input of a position: its token's embedding, plus the embedded noise where it is masked.
+
+Shapes: B batch, L positions, D noise dimensions, N masked positions, H width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from imdm_scale.config.architecture import Architecture
+
+
+class MaskEmbedding(MegatronModule):
+    """g(e) = W2 GELU_erf(W1 e + b1), the embedding of a mask's noise (IMDM, arXiv 2605.10518).
+
+    W2 starts at zero, so that a fresh IMDM is the masked diffusion model whose weights it took, bit for bit.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, architecture: Architecture, groups: ProcessGroupCollection
+    ) -> None:
+        super().__init__(config=config)
+        hidden, inner = architecture.hidden_size, architecture.mlp_size
+        self.dense_in = ColumnParallelLinear(
+            architecture.noise_dim,
+            inner,
+            config=config,
+            init_method=config.init_method,
+            gather_output=False,
+            tp_group=groups.tp,
+        )
+        self.dense_out = RowParallelLinear(
+            inner,
+            hidden,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=groups.tp,
+        )
+
+    def forward(self, noise_ND: Tensor) -> Tensor:
+        """Embedding (N, H) of the noise of N masked positions."""
+        inner_NF, _ = self.dense_in(noise_ND)
+        return self.dense_out(F.gelu(inner_NF))[0]
+
+
+class InputEmbedding(MegatronModule):
+    """E[x] + 1[x = mask] g(e), computed for the masked positions only."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        architecture: Architecture,
+        groups: ProcessGroupCollection,
+        padded_vocab_size: int,
+    ) -> None:
+        super().__init__(config=config)
+        self.mask_token_id = architecture.mask_token_id
+        self.token_embedding = VocabParallelEmbedding(
+            padded_vocab_size,
+            architecture.hidden_size,
+            init_method=config.init_method,
+            config=config,
+            tp_group=groups.tp,
+        )
+        self.mask_embedding = MaskEmbedding(config, architecture, groups) if architecture.noise_dim else None
+
+    def forward(self, input_ids_BL: Tensor, mask_noise_BLD: Tensor) -> Tensor:
+        """Input of the first layer in Megatron's layout, (L, B, H)."""
+        hidden_BLH = self.token_embedding(input_ids_BL)
+        if self.mask_embedding is not None:
+            masked = (input_ids_BL == self.mask_token_id).nonzero(as_tuple=True)
+            noise_ND = mask_noise_BLD[masked].to(hidden_BLH.dtype)
+            hidden_BLH = hidden_BLH.index_put(masked, self.mask_embedding(noise_ND), accumulate=True)
+        return hidden_BLH.transpose(0, 1).contiguous()

@@ -1,0 +1,170 @@
+"""Where every weight lives: whole tensors under their canonical names <-> one rank's shards.
+
+The canonical names and layouts are those of the plain torch model (`imdm_scale.hf`), which are also those
+of the exported files. H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.diffusion.noise import Purpose, uniform
+from imdm_scale.model.stage import ImdmStage, padded_vocab_size
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one whole tensor is cut over tensor-parallel ranks."""
+
+    name: str
+    """Canonical name."""
+    shard_dim: int | None
+    """The dimension that is cut, None where every rank has the whole."""
+    qkv_heads: int = 0
+    """Number of heads of a fused q, k, v projection, whose rows Megatron orders head by head; else 0."""
+    vocab_size: int = 0
+    """Rows before padding, where the rows are token ids; else 0."""
+
+    def to_shard(self, whole: Tensor, tp_rank: int, tp_size: int) -> Tensor:
+        """The part of a whole canonical tensor that rank `tp_rank` of `tp_size` holds."""
+        if self.qkv_heads:
+            whole = _swap_leading(whole, 3, self.qkv_heads)
+        if self.vocab_size:
+            rows = padded_vocab_size(self.vocab_size, tp_size) - self.vocab_size
+            whole = F.pad(whole, (0, 0) * (whole.dim() - 1) + (0, rows))
+        return whole if self.shard_dim is None else whole.chunk(tp_size, dim=self.shard_dim)[tp_rank]
+
+    def to_whole(self, shards: list[Tensor]) -> Tensor:
+        """Inverse of `to_shard`, from the shards of all tensor-parallel ranks in order."""
+        whole = shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim)
+        if self.vocab_size:
+            whole = whole[: self.vocab_size]
+        return _swap_leading(whole, self.qkv_heads, 3) if self.qkv_heads else whole
+
+
+def _swap_leading(x: Tensor, first: int, second: int) -> Tensor:
+    """Rows ordered (first, second, rest) -> (second, first, rest)."""
+    return x.unflatten(0, (first, second, -1)).transpose(0, 1).flatten(0, 2)
+
+
+_LAYER_NAMES = {
+    "input_layernorm.weight": ("norm1.weight", None),
+    "input_layernorm.bias": ("norm1.bias", None),
+    "self_attention.linear_qkv.weight": ("attention.qkv.weight", 0),
+    "self_attention.q_layernorm.weight": ("attention.q_norm.weight", None),
+    "self_attention.q_layernorm.bias": ("attention.q_norm.bias", None),
+    "self_attention.k_layernorm.weight": ("attention.k_norm.weight", None),
+    "self_attention.k_layernorm.bias": ("attention.k_norm.bias", None),
+    "self_attention.linear_proj.weight": ("attention.out.weight", 1),
+    "pre_mlp_layernorm.weight": ("norm2.weight", None),
+    "pre_mlp_layernorm.bias": ("norm2.bias", None),
+    "mlp.linear_fc1.weight": ("mlp.dense_in.weight", 0),
+    "mlp.linear_fc1.bias": ("mlp.dense_in.bias", 0),
+    "mlp.linear_fc2.weight": ("mlp.dense_out.weight", 1),
+    "mlp.linear_fc2.bias": ("mlp.dense_out.bias", None),
+}
+_OTHER_NAMES = {
+    "embedding.token_embedding.weight": ("token_embedding.weight", 0),
+    "embedding.mask_embedding.dense_in.weight": ("mask_embedding.dense_in.weight", 0),
+    "embedding.mask_embedding.dense_in.bias": ("mask_embedding.dense_in.bias", 0),
+    "embedding.mask_embedding.dense_out.weight": ("mask_embedding.dense_out.weight", 1),
+    "decoder.final_layernorm.weight": ("final_norm.weight", None),
+    "decoder.final_layernorm.bias": ("final_norm.bias", None),
+    "head.weight": ("head.weight", 0),
+    "head.bias": ("head.bias", 0),
+}
+_VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
+
+
+def placements(stage: ImdmStage) -> Iterator[tuple[torch.nn.Parameter, Placement]]:
+    """Every parameter of a stage with its placement, in a fixed order."""
+    first_layer = stage.decoder.layers[0].layer_number - 1
+    for local_name, parameter in stage.named_parameters():
+        match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", local_name)
+        if match:
+            name, shard_dim = _LAYER_NAMES[match[2]]
+            name = f"blocks.{first_layer + int(match[1])}.{name}"
+        else:
+            name, shard_dim = _OTHER_NAMES[local_name]
+        yield (
+            parameter,
+            Placement(
+                name,
+                shard_dim,
+                qkv_heads=stage.architecture.num_heads if name.endswith("qkv.weight") else 0,
+                vocab_size=stage.architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
+            ),
+        )
+
+
+@torch.no_grad()
+def load_weights(stage: ImdmStage, whole_tensor: Callable[[str], Tensor], tp_rank: int, tp_size: int) -> None:
+    """Fill a stage's parameters from whole tensors, one at a time.
+
+    Args:
+        stage: its parameters must not be partitioned yet.
+        whole_tensor: canonical name -> whole tensor, for example a file's or `initial_weight`.
+        tp_rank, tp_size: this rank's place in the tensor-parallel group.
+    """
+    for parameter, placement in placements(stage):
+        parameter.copy_(placement.to_shard(whole_tensor(placement.name), tp_rank, tp_size))
+
+
+def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all whole tensors of a network, in file order."""
+    h, f, v, d = architecture.hidden_size, architecture.mlp_size, architecture.vocab_size, architecture.noise_dim
+    shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (v, h)}
+    if d:
+        shapes["mask_embedding.dense_in.weight"] = (f, d)
+        shapes["mask_embedding.dense_in.bias"] = (f,)
+        shapes["mask_embedding.dense_out.weight"] = (h, f)
+    for i in range(architecture.num_layers):
+        block: dict[str, tuple[int, ...]] = {"norm1.weight": (h,), "norm1.bias": (h,)}
+        block["attention.qkv.weight"] = (3 * h, h)
+        if architecture.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                block[f"attention.{norm}.weight"] = block[f"attention.{norm}.bias"] = (architecture.head_dim,)
+        block |= {"attention.out.weight": (h, h), "norm2.weight": (h,), "norm2.bias": (h,)}
+        block |= {"mlp.dense_in.weight": (f, h), "mlp.dense_in.bias": (f,)}
+        block |= {"mlp.dense_out.weight": (h, f), "mlp.dense_out.bias": (h,)}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes | {
+        "final_norm.weight": (h,),
+        "final_norm.bias": (h,),
+        "head.weight": (v, h),
+        "head.bias": (v,),
+    }
+
+
+def initial_weight(name: str, shape: tuple[int, ...], architecture: Architecture, seed: int) -> Tensor:
+    """Initial value of a whole tensor: a pure function of (seed, name), the same for every layout.
+
+    The laws are the IMDM reference's: linears N(0, initializer_range); token embedding uniform on
+    +-1/sqrt(H); the noise's first layer a normal of standard deviation .02 cut at two of them; the noise's
+    second layer, the head and all biases zero; norms one.
+
+    Returns:
+        float32 tensor of `shape`.
+    """
+    if name.endswith("bias") or name in ("head.weight", "mask_embedding.dense_out.weight"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    tensor_id = torch.tensor([zlib.crc32(name.encode())], dtype=torch.int64)
+    u = uniform(seed, tensor_id, Purpose.INIT, 0, shape[0], shape[1], dtype=torch.float64)[0]
+    if name == "token_embedding.weight":
+        return ((2 * u - 1) / math.sqrt(shape[1])).float()
+    if name == "mask_embedding.dense_in.weight":
+        cut = math.erf(2 / math.sqrt(2))
+        return (0.02 * math.sqrt(2) * torch.erfinv(cut * (2 * u - 1))).float()
+    centred = (2 * u - 1).clamp(min=-1 + 2**-53)
+    return (architecture.initializer_range * math.sqrt(2) * torch.erfinv(centred)).float()

@@ -1,0 +1,196 @@
+"""Checks of whole configurations, and the network that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imdm_scale.config.architecture import SIZES
+from imdm_scale.config.check import RANGES, architecture_of, check_config
+from imdm_scale.config.load import DEFAULT_RECIPE, build_config, parse_override, read_recipe
+from imdm_scale.config.schema import settings
+from imdm_scale.config.tree import Config
+from imdm_scale.errors import UserError
+
+PRETRAIN = DEFAULT_RECIPE.with_name("pretrain_tiny.yaml")
+
+
+def made(*overrides: str, recipe: Path = DEFAULT_RECIPE) -> Config:
+    base = ["train.micro_batch_size=8", "train.global_batch_size=48"]
+    return build_config([*read_recipe(recipe), *map(parse_override, [*base, *overrides])])
+
+
+def refusal(*overrides: str, world_size: int = 1, recipe: Path = DEFAULT_RECIPE) -> str:
+    with pytest.raises(UserError) as caught:
+        check_config(made(*overrides, recipe=recipe), world_size)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_layouts_that_fit(world_size: int) -> None:
+    check_config(made(), world_size)
+    check_config(made("parallel.student.tp=2"), 2 * world_size)
+
+
+@pytest.mark.parametrize("key", [key for key, allowed in RANGES.items() if allowed.low == 1])
+@pytest.mark.parametrize("value", ["0", "-2"])
+def test_counts_are_at_least_one(key: str, value: str) -> None:
+    message = refusal(f"{key}={value}")
+    assert f"{key} is {value}" in message and "at least 1" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("method.initial_steps", "1", "at least 2"),
+        ("method.sampling_eps", "0.0", "above 0 and below 1"),
+        ("model.dropout", "1.0", "at least 0 and below 1"),
+        ("model.dropout", "-0.1", "at least 0 and below 1"),
+        ("model.dropout", "nan", "at least 0 and below 1"),
+        ("model.noise_dim", "-1", "at least 0"),
+        ("model.noise_scale", "0.0", "above 0"),
+        ("train.learning_rate", "0.0", "above 0"),
+        ("train.learning_rate", "inf", "above 0"),
+        ("train.min_lr_ratio", "1.5", "at least 0 and at most 1"),
+        ("train.beta1", "1.0", "at least 0 and below 1"),
+        ("train.beta2", "1.0", "at least 0 and below 1"),
+        ("train.ema_decay", "1.0", "at least 0 and below 1"),
+        ("train.gradient_clipping", "-1.0", "at least 0"),
+        ("train.weight_decay", "-1.0", "at least 0"),
+        ("evaluate.temperature", "0.0", "above 0"),
+        ("seed", "-1", "at least 0"),
+    ],
+)
+def test_ranges(key: str, value: str, allowed: str) -> None:
+    message = refusal(f"{key}={value}")
+    assert f"{key} is {value}" in message and message.endswith(f"must be {allowed}.")
+
+
+def test_every_number_has_a_range() -> None:
+    assert set(RANGES) == {key for key, setting in settings().items() if setting.kind in (int, float)}
+
+
+def test_bounds_that_are_allowed() -> None:
+    check_config(
+        made("model.dropout=0", "train.min_lr_ratio=1", "train.gradient_clipping=0", "model.noise_dim=0"), 1
+    )
+
+
+def test_unknown_size_lists_the_known() -> None:
+    message = refusal("model.size=huge")
+    assert "model.size is 'huge'" in message and all(name in message for name in SIZES)
+
+
+def test_heads_and_width() -> None:
+    message = refusal("model.num_heads=7", "model.hidden_size=256", recipe=PRETRAIN)
+    assert "model.hidden_size 256" in message and "model.num_heads 7" in message and "to 4 or 8." in message
+    odd = refusal("model.num_heads=2", "model.hidden_size=6", recipe=PRETRAIN)
+    assert "heads of width 3" in odd and "set model.num_heads to 1 or 3." in odd
+    assert "choose an even model.hidden_size" in refusal(
+        "model.num_heads=1", "model.hidden_size=5", recipe=PRETRAIN
+    )
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_tensor_parallel_divides_the_heads(role: str) -> None:
+    message = refusal(f"parallel.{role}.tp=3", world_size=3)
+    assert f"parallel.{role}.tp is 3" in message and "8 attention heads" in message and "2 or 4" in message
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_one_pipeline_stage(role: str) -> None:
+    message = refusal(f"parallel.{role}.pp=2", world_size=2)
+    assert f"parallel.{role}.pp is 2" in message and f"parallel.{role}.pp=1" in message
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_world_size_that_fits_no_layout(role: str) -> None:
+    message = refusal(f"parallel.{role}.tp=4", world_size=6)
+    assert f"parallel.{role}.tp" in message and "4 x 1 = 4" in message and "6 processes" in message
+    assert "start 4 or 8 processes" in message and f"set parallel.{role}.tp to 2." in message
+    assert "start 4 processes, or" in refusal(f"parallel.{role}.tp=4", world_size=2)
+
+
+def test_global_batch_that_does_not_divide() -> None:
+    message = refusal("train.global_batch_size=20", world_size=1)
+    assert "train.global_batch_size is 20" in message and "set it to 16 or 24" in message
+    message = refusal("train.global_batch_size=8", world_size=2)
+    assert "data-parallel size 2 = 16" in message and "set it to 16," in message
+    check_config(made("train.global_batch_size=16"), 2)
+
+
+def test_teacher_on_ranks_of_its_own() -> None:
+    message = refusal("teacher.placement=disaggregated")
+    assert "teacher.placement is disaggregated" in message and "same ranks" in message
+    assert "teacher.placement=colocated" in message
+
+
+def test_methods_and_where_weights_come_from(tmp_path: Path) -> None:
+    message = refusal(f"teacher.path={tmp_path}", recipe=PRETRAIN)
+    assert f"teacher.path is {tmp_path}" in message and "train.init_from" in message
+    message = refusal(f"train.init_from={tmp_path}")
+    assert f"train.init_from is {tmp_path}" in message and "teacher.path" in message
+    message = refusal("method.min_steps=64")
+    assert "method.min_steps is 64" in message and "32 or less" in message
+
+
+def test_the_packaged_teacher_fixes_the_shape(tmp_path: Path) -> None:
+    message = refusal("model.size=small")
+    assert "model.size is small" in message and "model.size=tiny" in message and "teacher.path" in message
+    assert "num_layers 5" in refusal("model.num_layers=5")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    check_config(made("model.size=small", f"teacher.path={tmp_path}"), 1)
+
+
+@pytest.mark.parametrize("key", ["data.path", "tokenizer.path", "teacher.path", "train.init_from"])
+def test_paths_exist(tmp_path: Path, key: str) -> None:
+    (tmp_path / "owt_shards").mkdir()
+    recipe = PRETRAIN if key == "train.init_from" else DEFAULT_RECIPE
+    message = refusal(f"{key}={tmp_path}/owt_shard", recipe=recipe)
+    assert f"{key} is {tmp_path}/owt_shard, which does not exist" in message
+    assert "did you mean owt_shards?" in message
+
+
+@pytest.mark.parametrize("key", ["teacher.path", "train.init_from"])
+def test_a_model_folder_holds_a_model(tmp_path: Path, key: str) -> None:
+    recipe = PRETRAIN if key == "train.init_from" else DEFAULT_RECIPE
+    assert "no config.json and no model.safetensors" in refusal(f"{key}={tmp_path}", recipe=recipe)
+    (tmp_path / "config.json").touch()
+    message = refusal(f"{key}={tmp_path}", recipe=recipe)
+    assert f"{key} is {tmp_path}, which holds no model.safetensors" in message
+
+
+def test_run_dir_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    assert "run_dir is" in refusal(f"run_dir={tmp_path}/run")
+
+
+@pytest.mark.parametrize("steps", ["[]", "[0,1]", "[4,4]"])
+def test_evaluation_steps(steps: str) -> None:
+    message = refusal(f"evaluate.steps={steps}")
+    assert "evaluate.steps is" in message and "[1,4,16]" in message
+
+
+def test_shown_samples_are_among_the_sampled() -> None:
+    message = refusal("evaluate.num_samples=2")
+    assert "evaluate.shown_samples is 3" in message and "2 or less" in message
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_architecture_takes_the_size_and_then_the_overrides(size: str) -> None:
+    shape = architecture_of(made(f"model.size={size}", "model.dropout=0.25"), 100, 99)
+    assert {name: getattr(shape, name) for name in SIZES[size]} == SIZES[size]
+    assert (shape.vocab_size, shape.mask_token_id, shape.length, shape.dropout) == (100, 99, 64, 0.25)
+    words = ["model.hidden_size=12", "model.num_layers=3", "model.num_heads=2", "model.noise_dim=0"]
+    words += [
+        "model.qk_norm=true",
+        "model.attention_softcap=50",
+        "model.noise_kind=normal",
+        "model.noise_scale=2",
+    ]
+    shape = architecture_of(made(f"model.size={size}", *words), 100, 99)
+    assert (shape.hidden_size, shape.num_layers, shape.num_heads, shape.noise_dim) == (12, 3, 2, 0)
+    assert (shape.qk_norm, shape.attention_softcap) == (True, 50.0)
+    assert (shape.noise_kind, shape.noise_scale) == ("normal", 2.0)
