@@ -23,7 +23,7 @@ setup(
         "huggingface_hub>=1,<3",
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "omegaconf>=2.3,<3",
+        "omegaconf>=2.4,<3",
         "pyyaml>=6",
         "rich>=13.7",
         "safetensors>=0.5",

@@ -210,6 +210,12 @@ def _check_layout(config: Config, world_size: int) -> None:
                 f"not divide the {world_size} processes; start {_either(worlds)} processes, or set "
                 f"parallel.{role}.tp to {fitting}."
             )
+    parallel = config.parallel
+    if config.method.name != "pretrain" and parallel.student.tp != parallel.teacher.tp:
+        raise UserError(
+            f"parallel.teacher.tp is {parallel.teacher.tp} and parallel.student.tp is {parallel.student.tp}, but "
+            "in this version both networks share one layout; set both to the same number."
+        )
 
 
 def _check_batches(config: Config, world_size: int) -> None:

@@ -106,10 +106,20 @@ def resolve_ds_config(
     resolved["gradient_clipping"] = config.train.gradient_clipping
     resolved["bf16"] = {**bf16, "enabled": config.train.precision == "bf16"}
     resolved.pop("fp16", None)
+    _check_stage(resolved, path)
     # torch's own AdamW runs everywhere; DeepSpeed's CPU one is compiled for minutes on its first use.
     resolved["zero_allow_untested_optimizer"] = True
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
+
+
+def _check_stage(resolved: dict[str, Any], path: Path) -> None:
+    stage = _block(resolved, "zero_optimization", path).get("stage", 0)
+    if type(stage) is not int or not 1 <= stage <= 3:
+        raise UserError(
+            f"zero_optimization.stage is {stage!r} in {path}, but must be 1, 2 or 3, for the average of the "
+            "weights lives on ZeRO's shards."
+        )
 
 
 class _Agreement:
@@ -159,9 +169,6 @@ def _refuse_foreign_keys(raw: dict[str, Any], path: Path) -> None:
             otherwise = "DeepSpeed's documentation lists its ZeRO keys."
             question = did_you_mean(key, ZERO_KEYS, otherwise)
             raise UserError(f"'zero_optimization.{key}' in {path} is no known key; {question}")
-    stage = zero.get("stage", 0)
-    if type(stage) is not int or not 0 <= stage <= 3:
-        raise UserError(f"zero_optimization.stage is {stage!r} in {path}, but must be 0, 1, 2 or 3.")
 
 
 def _block(raw: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

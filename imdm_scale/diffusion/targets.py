@@ -13,6 +13,7 @@ from torch import Tensor
 from .inverse_cdf import inverse_cdf
 from .likelihood import forbid_mask
 from .noise import Purpose, uniform
+from .vocabulary import WHOLE, Vocabulary
 
 
 @torch.no_grad()
@@ -27,6 +28,7 @@ def two_substep_targets(
     seed: int,
     sample_ids_B: Tensor,
     step: int,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Tensor:
     """The teacher's predictions along two reverse steps of size dt, with the same e in both (IM-SDTT: IMDM,
     arXiv 2605.10518, after SDTT, arXiv 2410.21035).
@@ -43,6 +45,7 @@ def two_substep_targets(
         t_B: float64 times in (0, 1], one a sample.
         dt: the teacher's step, in (0, 1].
         seed, sample_ids_B, step: name the draws.
+        vocabulary: how the columns of the logits map to token ids.
 
     Returns:
         (N, V) logits, the mask id forbidden, for the masked positions of x_t in row-major order.
@@ -54,7 +57,7 @@ def two_substep_targets(
     def uniform_N(purpose: Purpose) -> Tensor:
         return uniform(seed, sample_ids_B, purpose, step, length, dtype=torch.float64).flatten()[positions_N]
 
-    target_NV = forbid_mask(teacher_logits(x_t_BL, noise_BLD, positions_N), mask_id)
+    target_NV = forbid_mask(teacher_logits(x_t_BL, noise_BLD, positions_N), mask_id, vocabulary)
     reveal_probability_N = (dt / t_B)[positions_N // length]
     reveal_N = uniform_N(Purpose.REVEAL) < reveal_probability_N
 

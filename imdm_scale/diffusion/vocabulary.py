@@ -26,6 +26,10 @@ class Vocabulary:
         """Maximum over all columns of all shards: (N, V) -> (N,)."""
         return x_NV.amax(-1)
 
+    def gather(self, x_NV: Tensor) -> Tensor:
+        """The columns of all shards side by side, for drawing a token; the losses never need them."""
+        return x_NV
+
 
 WHOLE = Vocabulary()
 """The vocabulary that no one has cut."""

@@ -45,7 +45,8 @@ def plan_table(
         f"learning rate {train.learning_rate:g}, {train.lr_schedule}",
     )
     table.add_row(
-        "machine", f"{world_size} process{'es' * (world_size > 1)} on {device.type}, ZeRO-{zero_stage}, {train.precision}"
+        "machine",
+        f"{world_size} process{'es' * (world_size > 1)} on {device.type}, ZeRO-{zero_stage}, {train.precision}",
     )
     table.add_row("output", run_dir)
     return table

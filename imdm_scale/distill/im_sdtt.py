@@ -26,7 +26,9 @@ class ImSdtt(Method):
         min_steps: a round whose teacher would take fewer steps is not begun.
     """
 
-    def __init__(self, divergence_name: str, initial_steps: int, steps_per_round: int, min_steps: int) -> None:
+    def __init__(
+        self, divergence_name: str, initial_steps: int, steps_per_round: int, min_steps: int
+    ) -> None:
         self.divergence_name = divergence_name
         self.initial_steps = initial_steps
         self.steps_per_round = steps_per_round
@@ -66,6 +68,7 @@ class ImSdtt(Method):
             seed=micro_batch.seed,
             sample_ids_B=micro_batch.sample_ids_B,
             step=micro_batch.step,
+            vocabulary=teacher.vocabulary,
         )
         logits_NV = student.logits(
             micro_batch.x_t_BL, noise_BLD, micro_batch.positions_N, micro_batch.dropout_key

@@ -91,7 +91,9 @@ class BatchPlan:
         every number of ranks and every micro-batch size.
         """
         first_slot = (index * self.dp_size + self.dp_rank) * self.micro_batch_size
-        x_0_BL, sample_ids_B = self.stream.batch(step * self.global_batch_size + first_slot, self.micro_batch_size)
+        x_0_BL, sample_ids_B = self.stream.batch(
+            step * self.global_batch_size + first_slot, self.micro_batch_size
+        )
         t_B = stratified_times(
             self.seed,
             step,

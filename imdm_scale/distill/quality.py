@@ -54,9 +54,8 @@ def report_quality(
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")
     plot_quality(quality, run_dir / "quality.png")
-    np.savez_compressed(
-        run_dir / "samples.npz", **{f"{role}_{n}": ids for role, by_steps in samples.items() for n, ids in by_steps.items()}
-    )
+    texts: dict[str, Any] = {f"{role}_{n}": ids for role, by_n in samples.items() for n, ids in by_n.items()}
+    np.savez_compressed(run_dir / "samples.npz", **texts)
     console.print(render_table(quality))
     console.print(show_samples(samples, evaluate.shown_steps, tokenizer, evaluate.shown_samples))
     console.print(f"table, plot and samples written to {run_dir}")

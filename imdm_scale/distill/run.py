@@ -108,14 +108,18 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
             export_model(student, tokenizer, run_dir / "student")
             console.print(f"student written to {run_dir / 'student'}")
             if config.method.name == "pretrain":
-                nelbo = validation_nelbo(student, valid_blocks, config.evaluate.batch_size, config.evaluate.seed)
+                nelbo = validation_nelbo(
+                    student, valid_blocks, config.evaluate.batch_size, config.evaluate.seed
+                )
                 console.print(f"validation NELBO {nelbo:.4f} nats per token")
                 if is_main:
                     (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
             if config.evaluate.at_end:
                 if teacher is not None and source_folder is not None:
                     teacher.load(folder_weights(source_folder, architecture, config.seed))
-                models = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
+                models = (
+                    {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
+                )
                 quality = report_quality(
                     models, config.evaluate, train_blocks, valid_blocks, tokenizer, run_dir, console
                 )
@@ -164,7 +168,9 @@ def _build_models(
     if config.method.name == "pretrain":
         return student, None
     teacher_layout = build_layout(parallel.teacher.tp, parallel.teacher.pp)
-    return student, Teacher(build_stage(architecture, teacher_layout, dtype, weights), teacher_layout, ds_config)
+    return student, Teacher(
+        build_stage(architecture, teacher_layout, dtype, weights), teacher_layout, ds_config
+    )
 
 
 def _make_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], console: Console) -> None:

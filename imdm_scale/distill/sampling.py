@@ -35,7 +35,9 @@ def sample_texts(
     with model.evaluating():
         for index in range(num_batches):
             sample_ids_B = first + index * batch_size + torch.arange(batch_size, device=model.device)
-            x_BL = torch.full((batch_size, architecture.length), architecture.mask_token_id, device=model.device)
+            x_BL = torch.full(
+                (batch_size, architecture.length), architecture.mask_token_id, device=model.device
+            )
             x_BL[:, 0] = bos_id
             texts.append(
                 sample(

@@ -48,7 +48,9 @@ class DropoutAdd:
     def __call__(self, training: bool, fused: bool) -> Callable[..., Tensor]:
         """Megatron's two-step interface: returns the function of ((x, bias), residual, probability)."""
 
-        def add(x_with_bias: tuple[Tensor, Tensor | None], residual_SBH: Tensor, probability: float) -> Tensor:
+        def add(
+            x_with_bias: tuple[Tensor, Tensor | None], residual_SBH: Tensor, probability: float
+        ) -> Tensor:
             x_SBH, bias = x_with_bias
             if bias is not None:
                 x_SBH = x_SBH + bias
@@ -84,7 +86,12 @@ class CoreAttention(MegatronModule):
         self.softcap = softcap
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **megatron_options: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **megatron_options: Any,
     ) -> Tensor:
         """Attention of (S, B, heads, head width) tensors; the mask is True where attention is forbidden."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
@@ -96,17 +103,21 @@ class CoreAttention(MegatronModule):
                 scores = scores.masked_fill(~allowed, float("-inf"))
             out = scores.softmax(dim=-1) @ value
         else:
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=self.softmax_scale)
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=allowed, scale=self.softmax_scale
+            )
         return out.permute(2, 0, 1, 3).flatten(2)
 
 
 class LayerNorm(nn.LayerNorm):
     """torch's LayerNorm with Megatron's constructor, its parameters tagged for sequence parallelism."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **megatron_options: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, **megatron_options: Any
+    ) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = config.sequence_parallel
 
 
 class AttentionInput(ColumnParallelLinear):

@@ -161,6 +161,7 @@ class ImdmStage(MegatronModule):
         padding = self.vocabulary.first_id + logits_NV.size(-1) - self.architecture.vocab_size
         if padding > 0:
             logits_NV = torch.cat(
-                (logits_NV[:, :-padding], logits_NV.new_full((logits_NV.size(0), padding), FORBIDDEN_LOGIT)), dim=-1
+                (logits_NV[:, :-padding], logits_NV.new_full((logits_NV.size(0), padding), FORBIDDEN_LOGIT)),
+                dim=-1,
             )
         return logits_NV

@@ -42,7 +42,7 @@ class ShardedVocabulary(Vocabulary):
         return largest_N
 
     def gather(self, x_NV: Tensor) -> Tensor:
-        """The shards side by side, (N, V * group size), on every rank. For sampling, not for losses."""
+        """The shards side by side, (N, V * group size), on every rank."""
         if self.group.size() == 1:
             return x_NV
         parts = [torch.empty_like(x_NV) for _ in range(self.group.size())]

@@ -121,7 +121,12 @@ def load_weights(stage: ImdmStage, whole_tensor: Callable[[str], Tensor], tp_ran
 
 def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all whole tensors of a network, in file order."""
-    h, f, v, d = architecture.hidden_size, architecture.mlp_size, architecture.vocab_size, architecture.noise_dim
+    h, f, v, d = (
+        architecture.hidden_size,
+        architecture.mlp_size,
+        architecture.vocab_size,
+        architecture.noise_dim,
+    )
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (v, h)}
     if d:
         shapes["mask_embedding.dense_in.weight"] = (f, d)

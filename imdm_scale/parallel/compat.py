@@ -41,7 +41,7 @@ def prepare_libraries() -> None:
         return
     # Megatron-core asks for the current CUDA device even for tensors that are built on the CPU
     # (core/utils.py:631, rotary_pos_embedding.py:162, tensor_parallel/mappings.py:91,181).
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.current_device = lambda: torch.device("cpu")
     # DeepSpeed would compile a shared-memory all-reduce for two minutes at its first use (comm/torch.py:47).
     import deepspeed
 

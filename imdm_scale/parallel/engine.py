@@ -77,9 +77,13 @@ class ModelEngine:
 class Student(ModelEngine):
     """The network that is trained."""
 
-    def __init__(self, stage: ImdmStage, layout: RoleLayout, ds_config: dict[str, Any], **adam_options: Any) -> None:
+    def __init__(
+        self, stage: ImdmStage, layout: RoleLayout, ds_config: dict[str, Any], **adam_options: Any
+    ) -> None:
         self.optimizer = adamw(stage.parameters(), **adam_options)
-        engine, *_ = deepspeed.initialize(model=stage, optimizer=self.optimizer, config=ds_config, mpu=layout.mpu)
+        engine, *_ = deepspeed.initialize(
+            model=stage, optimizer=self.optimizer, config=ds_config, mpu=layout.mpu
+        )
         super().__init__(stage, layout, engine)
 
     def backward(self, loss: Tensor, is_last_micro_batch: bool) -> None:
@@ -102,7 +106,9 @@ class Teacher(ModelEngine):
 
     def __init__(self, stage: ImdmStage, layout: RoleLayout, student_ds_config: dict[str, Any]) -> None:
         stage.requires_grad_(False)
-        engine, *_ = deepspeed.initialize(model=stage, config=teacher_ds_config(student_ds_config), mpu=layout.mpu)
+        engine, *_ = deepspeed.initialize(
+            model=stage, config=teacher_ds_config(student_ds_config), mpu=layout.mpu
+        )
         super().__init__(stage, layout, engine)
         engine.eval()
 
@@ -110,9 +116,7 @@ class Teacher(ModelEngine):
     def load(self, whole_tensor: Callable[[str], Tensor]) -> None:
         """Take weights from whole tensors (canonical name -> tensor); each rank keeps only its own part."""
         for parameter, placement in placements(self.stage):
-            shard = placement.to_shard(
-                whole_tensor(placement.name), self.layout.tp_rank, self.layout.tp_size
-            )
+            shard = placement.to_shard(whole_tensor(placement.name), self.layout.tp_rank, self.layout.tp_size)
             partition = compat.partition_of(parameter)
             if partition is None:
                 parameter.copy_(shard)

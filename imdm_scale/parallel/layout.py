@@ -45,7 +45,9 @@ class RoleLayout:
 class ModelParallelUnit:
     """DeepSpeed's `mpu` interface over explicit groups."""
 
-    def __init__(self, tp: dist.ProcessGroup, pp: dist.ProcessGroup, dp: dist.ProcessGroup, mp: dist.ProcessGroup):
+    def __init__(
+        self, tp: dist.ProcessGroup, pp: dist.ProcessGroup, dp: dist.ProcessGroup, mp: dist.ProcessGroup
+    ):
         self.tp, self.pp, self.dp, self.mp = tp, pp, dp, mp
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:

@@ -45,7 +45,9 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> torch.dev
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -85,7 +87,9 @@ def failures_reported() -> Iterator[None]:
             raise
         if _is_first_to_fail():
             traceback.print_exc()
-            print(f"error: rank {rank()} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"error: rank {rank()} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+            )
         _leave(FAILURE_EXIT_CODE)
 
 

@@ -30,7 +30,12 @@ def refusal(*overrides: str, world_size: int = 1, recipe: Path = DEFAULT_RECIPE)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_layouts_that_fit(world_size: int) -> None:
     check_config(made(), world_size)
-    check_config(made("parallel.student.tp=2"), 2 * world_size)
+    check_config(made("parallel.student.tp=2", "parallel.teacher.tp=2"), 2 * world_size)
+
+
+def test_teacher_and_student_share_a_layout() -> None:
+    message = refusal("parallel.student.tp=2", world_size=2)
+    assert "parallel.teacher.tp is 1 and parallel.student.tp is 2" in message
 
 
 @pytest.mark.parametrize("key", [key for key, allowed in RANGES.items() if allowed.low == 1])

@@ -48,6 +48,7 @@ AGREEING = {
 
 @pytest.mark.parametrize("raw", [{}, AUTO, AGREEING], ids=["absent", "auto", "agreeing"])
 def test_what_the_engine_is_given(raw: dict[str, Any]) -> None:
+    raw = {"zero_optimization": {"stage": 3}, **raw}
     before = copy.deepcopy(raw)
     assert resolve_ds_config(raw, config(), 2, JSON) == {
         "train_batch_size": 8,
@@ -55,6 +56,7 @@ def test_what_the_engine_is_given(raw: dict[str, Any]) -> None:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": False},
+        "zero_optimization": {"stage": 3},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
@@ -64,9 +66,12 @@ def test_what_the_engine_is_given(raw: dict[str, Any]) -> None:
 def test_precision_and_tensor_parallel_reach_the_engine() -> None:
     made = config(precision="bf16", gradient_clipping=0.5)
     made.parallel.student.tp = 2
-    ds = resolve_ds_config(
-        {"bf16": {"immediate_grad_update": True}, "fp16": {"enabled": False}}, made, 4, JSON
-    )
+    raw = {
+        "bf16": {"immediate_grad_update": True},
+        "fp16": {"enabled": False},
+        "zero_optimization": {"stage": 2},
+    }
+    ds = resolve_ds_config(raw, made, 4, JSON)
     assert ds["bf16"] == {"immediate_grad_update": True, "enabled": True}
     assert ds["gradient_clipping"] == 0.5
     assert ds["train_batch_size"] == 8
@@ -116,10 +121,10 @@ def test_unknown_keys() -> None:
     assert "DeepSpeed's documentation" in refusal({"xyzzy": 1})
 
 
-@pytest.mark.parametrize("stage", [4, -1, "3", 2.0, True, None])
+@pytest.mark.parametrize("stage", [0, 4, -1, "3", 2.0, True, None])
 def test_stage(stage: Any) -> None:
     message = refusal({"zero_optimization": {"stage": stage}})
-    assert f"zero_optimization.stage is {stage!r}" in message and "0, 1, 2 or 3" in message
+    assert f"zero_optimization.stage is {stage!r}" in message and "1, 2 or 3" in message
 
 
 @pytest.mark.parametrize("enabled", [True, "true", 1])
