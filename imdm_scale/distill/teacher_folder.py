@@ -9,7 +9,7 @@ from imdm_scale.config.architecture import Architecture
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
-from imdm_scale.hf.export import architecture_from_config
+from imdm_scale.hf.export import CONFIG_FILE, architecture_from_config
 
 FREE_TO_DIFFER = ("length", "noise_dim", "noise_kind", "noise_scale", "dropout", "initializer_range")
 """A run may choose these anew: no weight of the plain network depends on them."""
@@ -24,6 +24,8 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
     Raises:
         UserError: vocabulary or shape differ.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} holds no {CONFIG_FILE}; give the folder of an exported model.")
     config = ImdmConfig.from_pretrained(folder)
     if config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(

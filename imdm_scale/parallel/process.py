@@ -6,9 +6,14 @@ import contextlib
 import os
 import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+
+# Before torch is loaded: when a rank fails, the others' broken connections would each print a C++ stack.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 import torch.distributed as dist
@@ -18,6 +23,11 @@ from imdm_scale.parallel.compat import default_store, prepare_libraries
 
 USER_ERROR_EXIT_CODE = 2
 FAILURE_EXIT_CODE = 1
+FAILURE_KEY = "imdm_scale/failures"
+WATCH_SECONDS = 0.5
+"""How often a rank looks whether another has failed."""
+LINGER_SECONDS = 4 * WATCH_SECONDS
+"""How long rank 0, which hosts the store, outlives its failure, so that all others see it."""
 
 
 def world_size() -> int:
@@ -58,14 +68,63 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> torch.dev
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    _Watch.start()
     return device
 
 
 def end_process_group() -> None:
     """Leave together, so that no rank tears down what another still uses."""
     if dist.is_initialized():
+        _Watch.stop()
         dist.barrier()
         dist.destroy_process_group()
+
+
+class _Watch:
+    """A thread on every rank that ends the process when another rank has failed.
+
+    A rank that waits in a collective operation for one that is gone would otherwise wait for the time-out.
+    """
+
+    thread: threading.Thread | None = None
+    ended = threading.Event()
+
+    @classmethod
+    def start(cls) -> None:
+        cls.ended.clear()
+        store = default_store().clone()
+        cls.thread = threading.Thread(target=cls._run, args=(store,), daemon=True)
+        cls.thread.start()
+
+    @classmethod
+    def stop(cls) -> None:
+        cls.ended.set()
+        if cls.thread is not None:
+            cls.thread.join()
+            cls.thread = None
+
+    @classmethod
+    def _run(cls, store: dist.Store) -> None:
+        while not cls.ended.wait(WATCH_SECONDS):
+            try:
+                failed = store.check([FAILURE_KEY])
+            except (RuntimeError, dist.DistError):
+                if cls.ended.is_set():
+                    return
+                _report_lost_store()
+                failed = True
+            if failed and not cls.ended.is_set():
+                _leave(FAILURE_EXIT_CODE)
+
+
+def _report_lost_store() -> None:
+    # The store lives in rank 0, which is gone without a word. One of the others says so for all.
+    if rank() == 1:
+        print(
+            "error: rank 0 ended without a word: it was killed, or its machine is gone",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager
@@ -94,18 +153,21 @@ def failures_reported() -> Iterator[None]:
 
 
 def _is_first_to_fail() -> bool:
+    """Whether this rank is the one to tell why. Ends the watch, which would cut the telling short."""
+    _Watch.ended.set()
     if not dist.is_initialized():
         return rank() == 0
     try:
-        return default_store().add("imdm_scale/failures", 1) == 1
+        return default_store().add(FAILURE_KEY, 1) == 1
     except (RuntimeError, dist.DistError):
-        # The store lives in rank 0. It is gone, so rank 0 ended first, without a word if it was killed.
-        print(f"error: rank {rank()} lost contact with rank 0", file=sys.stderr, flush=True)
+        _report_lost_store()
         return False
 
 
 def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if rank() == 0 and world_size() > 1 and dist.is_initialized():
+        time.sleep(LINGER_SECONDS)
     # Not sys.exit: interpreter shutdown would wait for collectives that can no longer complete.
     os._exit(code)

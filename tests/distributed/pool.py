@@ -24,6 +24,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from imdm_scale.parallel.compat import prepare_libraries
+
 PRELOAD = ["pytest", "imdm_scale.checkpoint.save", "imdm_scale.distill.loop", "imdm_scale.distill.sampling"]
 
 
@@ -37,14 +39,16 @@ class RankPool:
     def __init__(self, time_limit: float = 120.0) -> None:
         self.time_limit = time_limit
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["preload", *PRELOAD])
+        self.context.set_forkserver_preload(PRELOAD)
 
     def run(self, case: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
         """What `case(**arguments)` returned on each rank; the test fails where a rank does not return."""
         with tempfile.TemporaryDirectory() as folder:
             pipes = [self.context.Pipe(duplex=False) for _ in range(world_size)]
             ranks = [
-                self.context.Process(target=_run_rank, args=(rank, world_size, folder, sender, case, arguments))
+                self.context.Process(
+                    target=_run_rank, args=(rank, world_size, folder, sender, case, arguments)
+                )
                 for rank, (_, sender) in enumerate(pipes)
             ]
             for process, (_, sender) in zip(ranks, pipes, strict=True):
@@ -86,12 +90,18 @@ def _stacks(ranks: list[Any], folder: Path) -> str:
 
 
 def _run_rank(
-    rank: int, world_size: int, folder: str, sender: Connection, case: Callable[..., Any], arguments: dict[str, Any]
+    rank: int,
+    world_size: int,
+    folder: str,
+    sender: Connection,
+    case: Callable[..., Any],
+    arguments: dict[str, Any],
 ) -> None:
     stacks = (Path(folder) / str(rank)).open("w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     torch.set_num_threads(1)
     try:
+        prepare_libraries()
         import deepspeed
 
         dist.init_process_group(
