@@ -93,8 +93,8 @@ def check_config(config: Config, world_size: int) -> None:
         UserError: the first setting found that does not fit, with what would.
     """
     _check_ranges(config)
-    _check_method(config)
     _check_network(config)
+    _check_method(config)
     _check_layout(config, world_size)
     _check_batches(config, world_size)
     _check_evaluation(config)

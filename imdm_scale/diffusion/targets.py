@@ -61,7 +61,8 @@ def two_substep_targets(
     reveal_probability_N = (dt / t_B)[positions_N // length]
     reveal_N = uniform_N(Purpose.REVEAL) < reveal_probability_N
 
-    tokens = inverse_cdf(target_NV[reveal_N], uniform_N(Purpose.TOKEN)[reveal_N])
+    tokens = inverse_cdf(vocabulary.gather(target_NV[reveal_N]), uniform_N(Purpose.TOKEN)[reveal_N])
     x_s_BL = x_t_BL.flatten().index_put((positions_N[reveal_N],), tokens).view(x_t_BL.shape)
-    target_NV[~reveal_N] = forbid_mask(teacher_logits(x_s_BL, noise_BLD, positions_N[~reveal_N]), mask_id)
+    later_NV = teacher_logits(x_s_BL, noise_BLD, positions_N[~reveal_N])
+    target_NV[~reveal_N] = forbid_mask(later_NV, mask_id, vocabulary)
     return target_NV

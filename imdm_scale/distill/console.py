@@ -81,6 +81,7 @@ class ProgressReport:
                 f"{name}  {update.step}/{self.total}  loss {update.loss:.4f}  grad norm {update.grad_norm:.3f}  "
                 f"{rate:.2f} steps/s  {left:.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def __enter__(self) -> ProgressReport:

@@ -134,6 +134,7 @@ def save_folder(
             fresh = Path(scratch) / "new"
             fresh.mkdir()
             save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
+            (fresh / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
             config.save_pretrained(fresh)
             for name, source in travelling_code().items():
                 (fresh / name).write_text(source, encoding="utf-8")

@@ -37,6 +37,10 @@ def prepare_libraries() -> None:
     check_versions()
     # Said by Megatron-core at every import, of parts that this project does not use.
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    # Said by torch 2.13 of the names by which DeepSpeed gathers and reduces, at every call.
+    warnings.filterwarnings(
+        "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
     if torch.cuda.is_available():
         return
     # Megatron-core asks for the current CUDA device even for tensors that are built on the CPU
@@ -64,6 +68,16 @@ def set_deepspeed_mpu(mpu: object) -> None:
     deepspeed.utils.groups.mpu = mpu
 
 
+def tag_for_grad_norm(parameter: torch.nn.Parameter, is_sharded: bool) -> None:
+    """Say whether tensor-parallel ranks hold different parts of a parameter or equal copies of it.
+
+    DeepSpeed's gradient norm adds up the parts of the former and counts the latter once (runtime/utils.py:134,
+    zero/stage3.py:2455, zero/stage_1_and_2.py:2682). Megatron-core sets the tag while it initialises a weight,
+    which is left out here (tensor_parallel/layers.py:244,855,1178).
+    """
+    parameter.tensor_model_parallel = is_sharded
+
+
 def master_shards(engine: object) -> list[Tensor]:
     """The flat fp32 master weights that this rank owns under ZeRO-1, 2 or 3 (views: writing changes them).
 
@@ -75,16 +89,27 @@ def master_shards(engine: object) -> list[Tensor]:
     return [shard.data for shard in optimizer.single_partition_of_fp32_groups]
 
 
+def release_whole_parameters(engine: object) -> None:
+    """Keep the partitions of ZeRO-3's parameters only; does nothing where parameters are not partitioned.
+
+    DeepSpeed leaves parameters whole after an evaluation, and those that a module returned (as Megatron-core's
+    linears return their bias) in any case: parameter_offload.py:386, partitioned_param_coordinator.py:528.
+    Partitions that were written meanwhile would not be seen.
+    """
+    engine.empty_partition_cache()  # type: ignore[attr-defined]
+
+
 def publish_master_shards(engine: object) -> None:
     """Bring the working weights up to date with the master shards, as the end of an optimizer step does.
 
-    stage3.py:2854 (copy and unflatten a sub-group) and :2840 (gather the small, persistent parameters again);
-    stage_1_and_2.py:3172.
+    stage3.py:2880 (release what is whole), :2854 (copy and unflatten a sub-group) and :2840 (gather the small,
+    persistent parameters again); stage_1_and_2.py:3172.
     """
     optimizer = engine.optimizer  # type: ignore[attr-defined]
     if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer.update_lp_params()
         return
+    release_whole_parameters(engine)
     for sub_group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
     if optimizer.persistent_parameters:

@@ -80,6 +80,8 @@ class Student(ModelEngine):
     def __init__(
         self, stage: ImdmStage, layout: RoleLayout, ds_config: dict[str, Any], **adam_options: Any
     ) -> None:
+        for parameter, placement in placements(stage):
+            compat.tag_for_grad_norm(parameter, placement.shard_dim is not None)
         self.optimizer = adamw(stage.parameters(), **adam_options)
         engine, *_ = deepspeed.initialize(
             model=stage, optimizer=self.optimizer, config=ds_config, mpu=layout.mpu
@@ -124,6 +126,7 @@ class Teacher(ModelEngine):
                 mine = shard.flatten().split(partition.numel())[self.layout.dp_rank :][:1]
                 for part in mine:  # none where the padding reaches over whole ranks
                     partition[: part.numel()].copy_(part)
+        compat.release_whole_parameters(self.engine)
 
     @torch.no_grad()
     def take_weights(self, student: Student) -> None:
@@ -139,6 +142,7 @@ class Teacher(ModelEngine):
             else:
                 assert their_shard is not None and my_shard.shape == their_shard.shape
                 my_shard.copy_(their_shard)
+        compat.release_whole_parameters(self.engine)
 
 
 def teacher_ds_config(student_ds_config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -65,8 +66,9 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> torch.dev
     else:
         backend, device = "gloo", torch.device("cpu")
         # The processes of one machine share its cores; more threads than cores only wait for one another.
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        # torchrun says their number in the first of these names, DeepSpeed's launcher in the second.
+        here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(here)))
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     _Watch.start()
     return device
@@ -137,11 +139,12 @@ def failures_reported() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _leave(FAILURE_EXIT_CODE)
-    except UserError as error:
-        if _is_first_to_fail():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(USER_ERROR_EXIT_CODE)
     except BaseException as error:
+        sentence = _sentence_for_user(error)
+        if sentence is not None:
+            if _is_first_to_fail():
+                print(f"error: {sentence}", file=sys.stderr, flush=True)
+            _leave(USER_ERROR_EXIT_CODE)
         if isinstance(error, SystemExit):
             raise
         if _is_first_to_fail():
@@ -150,6 +153,16 @@ def failures_reported() -> Iterator[None]:
                 f"error: rank {rank()} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True
             )
         _leave(FAILURE_EXIT_CODE)
+
+
+def _sentence_for_user(error: BaseException) -> str | None:
+    """What to tell where the user can mend it; None where the traceback is needed."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        place = error.filename or "a file of this run"
+        return f"{place} could not be written ({error.strerror}); free space or set run_dir to another place."
+    return None
 
 
 def _is_first_to_fail() -> bool:

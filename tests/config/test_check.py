@@ -136,7 +136,7 @@ def test_methods_and_where_weights_come_from(tmp_path: Path) -> None:
     assert f"teacher.path is {tmp_path}" in message and "train.init_from" in message
     message = refusal(f"train.init_from={tmp_path}")
     assert f"train.init_from is {tmp_path}" in message and "teacher.path" in message
-    message = refusal("method.min_steps=64")
+    message = refusal("method.initial_steps=32", "method.min_steps=64")
     assert "method.min_steps is 64" in message and "32 or less" in message
 
 

@@ -1,0 +1,22 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+
+@pytest.fixture(scope="session")
+def world_of_one() -> Iterator[None]:
+    """This process as a world of its own: what Megatron-core's modules need to exist.
+
+    Made without the launcher's environment variables, which programs started by other tests would inherit.
+    """
+    from imdm_scale.parallel.compat import prepare_libraries
+
+    prepare_libraries()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,0 +1,178 @@
+"""One small training run, described once and done twice: by a single plain torch process, and by the engines.
+
+Shapes: B batch, L positions, N masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imdm_scale.config.tree import Config
+from imdm_scale.data.stream import TokenStream
+from imdm_scale.diffusion.targets import two_substep_targets
+from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
+from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
+from tests.tiny import plain_network, tiny, weights_of
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass
+class Outcome:
+    """What a run left; the same for every way of doing it."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    weights: Weights = field(default_factory=dict)
+    average: Weights = field(default_factory=dict)
+    """The EMA."""
+
+
+def small_config(method: str = "pretrain", refresh_from: str = "raw", **train: Any) -> Config:
+    """Six updates of eight samples, clipped hard; for im_sdtt in rounds of two updates."""
+    config = Config()
+    config.method.name = method  # type: ignore[assignment]
+    config.method.refresh_from = refresh_from  # type: ignore[assignment]
+    config.method.initial_steps, config.method.steps_per_round = 8, 2
+    config.model.length, config.model.dropout = tiny().length, 0.0
+    settings = {
+        "max_steps": 6,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 3,
+        "weight_decay": 0.1,
+        "gradient_clipping": 0.1,
+        "adam_eps": 1e-5,  # well above the gradients' rounding, which the update would otherwise magnify
+        "ema_decay": 0.3,
+        "precision": "fp32",
+    }
+    for name, value in {**settings, **train}.items():
+        setattr(config.train, name, value)
+    return config
+
+
+def zero(stage: int) -> dict[str, Any]:
+    """A DeepSpeed JSON with buckets small enough that there are several; some parameters persist whole, some do not."""
+    return {
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": 5000,
+            "stage3_param_persistence_threshold": 40,
+        }
+    }
+
+
+def tensor_parallel(config: Config, size: int) -> Config:
+    """The configuration with both networks cut over `size` ranks."""
+    config.parallel.student.tp = config.parallel.teacher.tp = size
+    return config
+
+
+def small_blocks() -> np.ndarray:
+    """A corpus of random tokens, (20, L)."""
+    architecture = tiny()
+    shape = (20, architecture.length)
+    return np.random.default_rng(0).integers(0, architecture.mask_token_id, shape, dtype=np.uint16)
+
+
+def small_plan(
+    config: Config, dp_rank: int = 0, dp_size: int = 1, micro_batch_size: int | None = None
+) -> BatchPlan:
+    """The corpus, dealt as the training program deals it."""
+    return BatchPlan(
+        stream=TokenStream(small_blocks(), config.seed),
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=micro_batch_size or config.train.micro_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        sampling_eps=config.method.sampling_eps,
+        mask_id=tiny().mask_token_id,
+        device=torch.device("cpu"),
+    )
+
+
+def to_numpy(weights: dict[str, Tensor]) -> Weights:
+    """The weights as arrays, which travel between processes as copies."""
+    return {name: weight.float().numpy().copy() for name, weight in weights.items()}
+
+
+def plain_run(config: Config) -> Outcome:
+    """The run by one process, the global batch in one piece, torch's own AdamW, clipping and autograd."""
+    student = plain_network(tiny())
+    teacher = copy.deepcopy(student)
+    train = config.train
+    plan = small_plan(config, micro_batch_size=train.global_batch_size)
+    optimizer = torch.optim.AdamW(
+        student.parameters(),
+        betas=(train.beta1, train.beta2),
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+    )
+    average = weights_of(student)
+    outcome = Outcome()
+    for step in range(train.max_steps):
+        round_index, place = divmod(step, config.method.steps_per_round)
+        if config.method.name == "im_sdtt" and place == 0:
+            fresh = average if config.method.refresh_from == "ema" else weights_of(student)
+            teacher.load_state_dict(fresh)
+        batch = plan.micro_batch(step, 0)
+        if config.method.name == "pretrain":
+            loss = _nelbo(student, batch)
+        else:
+            loss = _kl_to_two_substeps(
+                student, teacher, batch, dt=2**round_index / config.method.initial_steps
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), train.gradient_clipping)
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate * min(1, (step + 1) / train.warmup_steps)
+        optimizer.step()
+        decay = min(train.ema_decay, (2 + step) / (11 + step))
+        for name, weight in weights_of(student).items():
+            average[name] = decay * average[name] + (1 - decay) * weight
+        outcome.losses.append(loss.item())
+        outcome.grad_norms.append(norm.item())
+    outcome.weights, outcome.average = to_numpy(weights_of(student)), to_numpy(average)
+    return outcome
+
+
+def _log_probabilities(
+    network: ImdmForMaskedLM, x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor
+) -> Tensor:
+    logits_NV = network(x_BL, mask_noise=noise_BLD).logits.flatten(0, 1)[positions_N]
+    mask = torch.arange(logits_NV.size(-1)) == network.config.mask_token_id
+    return logits_NV.masked_fill(mask, -1e6).log_softmax(-1)
+
+
+def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
+    log_p_NV = _log_probabilities(network, batch.x_t_BL, batch.mask_noise(tiny()), batch.positions_N)
+    picked_N = log_p_NV.gather(-1, batch.labels_N[:, None])[:, 0]
+    return (-picked_N / batch.t_N.float()).sum() / batch.x_0_BL.numel()
+
+
+def _kl_to_two_substeps(
+    student: ImdmForMaskedLM, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float
+) -> Tensor:
+    noise_BLD = batch.mask_noise(tiny())
+    log_q_NV = two_substep_targets(
+        lambda x_BL, e_BLD, positions_N: _log_probabilities(teacher, x_BL, e_BLD, positions_N),
+        batch.x_t_BL,
+        noise_BLD,
+        batch.t_B,
+        dt,
+        mask_id=student.config.mask_token_id,
+        seed=batch.seed,
+        sample_ids_B=batch.sample_ids_B,
+        step=batch.step,
+    ).log_softmax(-1)
+    log_p_NV = _log_probabilities(student, batch.x_t_BL, noise_BLD, batch.positions_N)
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum() / len(log_p_NV)
