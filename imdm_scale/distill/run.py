@@ -33,7 +33,7 @@ from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.quality import report_quality
 from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
-from imdm_scale.parallel.engine import Student, Teacher, build_stage
+from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, build_stage
 from imdm_scale.parallel.layout import build_layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -115,11 +115,11 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
                 if is_main:
                     (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
             if config.evaluate.at_end:
+                models: dict[str, ModelEngine] = {"student": student}
                 if teacher is not None and source_folder is not None:
+                    # The table compares with the teacher that the run began with, not with the last round's.
                     teacher.load(folder_weights(source_folder, architecture, config.seed))
-                models = (
-                    {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
-                )
+                    models = {"teacher": teacher, "student": student}
                 quality = report_quality(
                     models, config.evaluate, train_blocks, valid_blocks, tokenizer, run_dir, console
                 )

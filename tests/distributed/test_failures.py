@@ -39,6 +39,20 @@ def program(failing_rank: int, failure: str) -> None:
         raise AssertionError("the all-reduce came back although a rank was missing")
 
 
+def misconfigured() -> None:
+    """All ranks see the same mistake before they have met."""
+    from imdm_scale.parallel.process import failures_reported
+
+    with failures_reported():
+        raise UserError("the setting is wrong.")
+
+
+def test_a_mistake_that_all_see_is_told_once() -> None:
+    ended = RankPool(SOON).launch(misconfigured, WORLD_SIZE)
+    assert ended.exit_codes == [USER_ERROR_EXIT_CODE] * WORLD_SIZE
+    assert ended.output == "error: the setting is wrong.\n"
+
+
 @pytest.mark.parametrize("failing_rank", [0, 1])
 @pytest.mark.parametrize(
     ("failure", "code"), [("UserError", USER_ERROR_EXIT_CODE), ("RuntimeError", FAILURE_EXIT_CODE)]

@@ -49,9 +49,14 @@ def test_bf16_weights_come_back_exactly(pool: RankPool, stage: int) -> None:
         assert seen["shards_swapped_and_restored"].all()
 
 
-@pytest.mark.parametrize(("world_size", "tp", "stage"), LAYOUTS)
-def test_the_teacher_becomes_the_student(pool: RankPool, world_size: int, tp: int, stage: int) -> None:
-    config = tensor_parallel(small_config(max_steps=2, learning_rate=1e-2), tp)
+@pytest.mark.parametrize(
+    ("world_size", "tp", "stage", "precision"),
+    [(1, 1, 3, "fp32"), (2, 1, 1, "bf16"), (2, 1, 2, "fp32"), (2, 1, 3, "bf16"), (4, 2, 3, "fp32")],
+)
+def test_the_teacher_becomes_the_student(
+    pool: RankPool, world_size: int, tp: int, stage: int, precision: str
+) -> None:
+    config = tensor_parallel(small_config(max_steps=2, learning_rate=1e-2, precision=precision), tp)
     for logits in pool.run(
         teacher_through_a_refresh, world_size=world_size, config=config, ds_json=zero(stage)
     ):
