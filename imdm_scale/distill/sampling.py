@@ -14,6 +14,7 @@ from imdm_scale.data.stream import TokenStream
 from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.sampler import SamplerSettings, sample
 from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import ModelEngine
 
 
@@ -61,9 +62,18 @@ def sample_texts(
 def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, seed: int) -> float:
     """Likelihood bound in nats per token on held-out blocks: one draw of (t, x_t, e) for each, t stratified.
 
-    Collective. Blocks that do not fill a global batch are left out.
+    Collective. Blocks that do not fill the last global batch are left out.
+
+    Raises:
+        UserError: there are fewer blocks than data-parallel ranks.
     """
     dp_size, group = model.layout.dp_size, model.layout.mpu.dp
+    batch_size = min(batch_size, len(blocks) // dp_size)
+    if batch_size == 0:
+        raise UserError(
+            f"data.path has {len(blocks)} blocks of validation text, fewer than the {dp_size} data-parallel "
+            "ranks; give more text or shorten model.length."
+        )
     per_rank = len(blocks) // (batch_size * dp_size)
     plan = BatchPlan(
         stream=TokenStream(blocks, seed),

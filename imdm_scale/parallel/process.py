@@ -169,7 +169,8 @@ def _is_first_to_fail() -> bool:
     """Whether this rank is the one to tell why. Ends the watch, which would cut the telling short."""
     _Watch.ended.set()
     if not dist.is_initialized():
-        return rank() == 0
+        # Mostly a mistake that all ranks see alike; but a file may be missing on one node only.
+        return os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         return default_store().add(FAILURE_KEY, 1) == 1
     except (RuntimeError, dist.DistError):
