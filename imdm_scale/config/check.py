@@ -49,6 +49,7 @@ RANGES: dict[str, Range] = {
     "method.initial_steps": Range(2),
     "method.steps_per_round": COUNT,
     "method.min_steps": COUNT,
+    "method.teacher_temperature": POSITIVE,
     "method.sampling_eps": Range(0, 1, above_low=True),
     "model.length": COUNT,
     "model.dropout": BELOW_ONE,

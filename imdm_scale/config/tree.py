@@ -26,6 +26,8 @@ class MethodConfig:
     """No new round begins if its teacher would take fewer steps; with 2 the last student takes one step."""
     refresh_from: Literal["raw", "ema"] = "raw"
     """Which of the student's weights become the next teacher: those just trained or their average."""
+    teacher_temperature: float = 1.0
+    """Divides the teacher's logits in every round; below 1 the student learns a sharper distribution."""
     sampling_eps: float = 1e-3
     """Smallest time t that training draws."""
 

@@ -28,6 +28,7 @@ def two_substep_targets(
     seed: int,
     sample_ids_B: Tensor,
     step: int,
+    temperature: float = 1.0,
     vocabulary: Vocabulary = WHOLE,
 ) -> Tensor:
     """The teacher's predictions along two reverse steps of size dt, with the same e in both (IM-SDTT: IMDM,
@@ -45,6 +46,8 @@ def two_substep_targets(
         t_B: float64 times in (0, 1], one a sample.
         dt: the teacher's step, in (0, 1].
         seed, sample_ids_B, step: name the draws.
+        temperature: > 0; divides the teacher's logits, in what it draws and in what it shows. Below 1 the teacher
+            is sharper, as in knowledge distillation; 1 is the method of the papers.
         vocabulary: how the columns of the logits map to token ids.
 
     Returns:
@@ -57,12 +60,14 @@ def two_substep_targets(
     def uniform_N(purpose: Purpose) -> Tensor:
         return uniform(seed, sample_ids_B, purpose, step, length, dtype=torch.float64).flatten()[positions_N]
 
-    target_NV = forbid_mask(teacher_logits(x_t_BL, noise_BLD, positions_N), mask_id, vocabulary)
+    def predict(x_BL: Tensor, positions: Tensor) -> Tensor:
+        return forbid_mask(teacher_logits(x_BL, noise_BLD, positions) / temperature, mask_id, vocabulary)
+
+    target_NV = predict(x_t_BL, positions_N)
     reveal_probability_N = (dt / t_B)[positions_N // length]
     reveal_N = uniform_N(Purpose.REVEAL) < reveal_probability_N
 
     tokens = inverse_cdf(vocabulary.gather(target_NV[reveal_N]), uniform_N(Purpose.TOKEN)[reveal_N])
     x_s_BL = x_t_BL.flatten().index_put((positions_N[reveal_N],), tokens).view(x_t_BL.shape)
-    later_NV = teacher_logits(x_s_BL, noise_BLD, positions_N[~reveal_N])
-    target_NV[~reveal_N] = forbid_mask(later_NV, mask_id, vocabulary)
+    target_NV[~reveal_N] = predict(x_s_BL, positions_N[~reveal_N])
     return target_NV

@@ -24,15 +24,22 @@ class ImSdtt(Method):
         initial_steps: sampling steps of the first round's teacher.
         steps_per_round: updates in a round.
         min_steps: a round whose teacher would take fewer steps is not begun.
+        teacher_temperature: divides the teacher's logits. It acts in every round, so it compounds.
     """
 
     def __init__(
-        self, divergence_name: str, initial_steps: int, steps_per_round: int, min_steps: int
+        self,
+        divergence_name: str,
+        initial_steps: int,
+        steps_per_round: int,
+        min_steps: int,
+        teacher_temperature: float = 1.0,
     ) -> None:
         self.divergence_name = divergence_name
         self.initial_steps = initial_steps
         self.steps_per_round = steps_per_round
         self.min_steps = min_steps
+        self.teacher_temperature = teacher_temperature
 
     def teacher_steps(self, step: int) -> float:
         """Sampling steps of the teacher at an update; its step size is one over this."""
@@ -68,6 +75,7 @@ class ImSdtt(Method):
             seed=micro_batch.seed,
             sample_ids_B=micro_batch.sample_ids_B,
             step=micro_batch.step,
+            temperature=self.teacher_temperature,
             vocabulary=teacher.vocabulary,
         )
         logits_NV = student.logits(

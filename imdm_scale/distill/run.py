@@ -142,7 +142,13 @@ def _method(config: Config) -> Method:
     method = config.method
     if method.name == "pretrain":
         return Pretrain()
-    return ImSdtt(method.divergence, method.initial_steps, method.steps_per_round, method.min_steps)
+    return ImSdtt(
+        method.divergence,
+        method.initial_steps,
+        method.steps_per_round,
+        method.min_steps,
+        method.teacher_temperature,
+    )
 
 
 def _build_models(

@@ -120,3 +120,14 @@ def test_targets_are_the_same_on_any_split_of_the_batch():
         for b in (slice(0, 5), slice(5, None))
     ]
     assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-5)
+
+
+def test_temperature_makes_the_teacher_sharper_in_what_it_draws_and_shows():
+    """Tempering is the same as another teacher whose logits are divided, mask rule and draws included."""
+    t = stratified_times(9, 4, BATCH)
+    x_t, noise = state(t)
+    names = {"mask_id": MASK, "seed": 9, "sample_ids_B": IDS, "step": 4}
+    tempered = two_substep_targets(Teacher(), x_t, noise, t, 0.3, temperature=0.5, **names)
+    sharper = two_substep_targets(lambda *inputs: 2 * Teacher()(*inputs), x_t, noise, t, 0.3, **names)
+    assert torch.equal(tempered, sharper)
+    assert not torch.allclose(tempered, two_substep_targets(Teacher(), x_t, noise, t, 0.3, **names))
