@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
+
+# The ranks of a world have one thread each; a reference with more would add up in another order.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
