@@ -12,7 +12,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["imdm_scale", "imdm_scale.*"]),
     package_data={"imdm_scale.assets": ["*.xz", "*.md", "*.model", "teacher/*"]},
     install_requires=[
