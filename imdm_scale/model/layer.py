@@ -13,12 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+)
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from imdm_scale.diffusion.noise import Purpose, uniform
 
@@ -120,6 +125,23 @@ class LayerNorm(nn.LayerNorm):
             parameter.sequence_parallel = config.sequence_parallel
 
 
+class HeadLayerNorm(LayerNorm):
+    """The LayerNorm that all heads share, of queries or of keys.
+
+    A tensor-parallel rank has some of the heads, so its gradient of the shared parameters is a part of the sum.
+    """
+
+    def __init__(self, *args: Any, tp_group: ProcessGroup, **megatron_options: Any) -> None:
+        super().__init__(*args, **megatron_options)
+        self.tp_group = tp_group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension, the head's width."""
+        weight = copy_to_tensor_model_parallel_region(self.weight, self.tp_group)
+        bias = copy_to_tensor_model_parallel_region(self.bias, self.tp_group)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class AttentionInput(ColumnParallelLinear):
     """The fused q, k, v projection without a bias (MDLM has none), while the MLP's linears have theirs."""
 
@@ -134,7 +156,7 @@ class AttentionOutput(RowParallelLinear):
         super().__init__(*args, bias=False, **kwargs)
 
 
-def layer_spec(qk_norm: bool, softcap: float) -> ModuleSpec:
+def layer_spec(qk_norm: bool, softcap: float, tp_group: ProcessGroup) -> ModuleSpec:
     """Megatron's local layer specification with this project's attention, norms and residual addition."""
     spec = get_gpt_layer_local_spec(normalization="LayerNorm", qk_layernorm=qk_norm)
     layer = spec.submodules
@@ -144,7 +166,8 @@ def layer_spec(qk_norm: bool, softcap: float) -> ModuleSpec:
     attention.submodules.linear_qkv = AttentionInput
     attention.submodules.linear_proj = AttentionOutput
     if qk_norm:
-        attention.submodules.q_layernorm = attention.submodules.k_layernorm = LayerNorm
+        norm = ModuleSpec(module=HeadLayerNorm, params={"tp_group": tp_group})
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = norm
     layer.input_layernorm = layer.pre_mlp_layernorm = LayerNorm
     layer.self_attn_bda = layer.mlp_bda = DropoutAdd
     return spec

@@ -94,7 +94,7 @@ class ImdmStage(MegatronModule):
             use_cpu_initialization=True,
             cp_group=groups.cp,
         )
-        spec = layer_spec(architecture.qk_norm, architecture.attention_softcap)
+        spec = layer_spec(architecture.qk_norm, architecture.attention_softcap, groups.tp)
         self.decoder = TransformerBlock(
             config,
             TransformerBlockSubmodules(

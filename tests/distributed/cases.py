@@ -35,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def build_models(config: Config, ds_json: dict[str, Any]) -> tuple[Student, Teacher]:
     """Student and teacher with the same random weights, as the training program builds them."""
-    architecture = tiny(dropout=config.model.dropout)
+    architecture = tiny(dropout=config.model.dropout, qk_norm=config.model.qk_norm)
     ds_config = resolve_ds_config(ds_json, config, dist.get_world_size(), Path("zero.json"))
     weights = source(weights_of(plain_network(architecture)))
     dtype, parallel, settings = DTYPES[config.train.precision], config.parallel, config.train

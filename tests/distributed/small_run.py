@@ -34,13 +34,15 @@ class Outcome:
     """The EMA."""
 
 
-def small_config(method: str = "pretrain", refresh_from: str = "raw", **train: Any) -> Config:
+def small_config(
+    method: str = "pretrain", refresh_from: str = "raw", qk_norm: bool = False, **train: Any
+) -> Config:
     """Six updates of eight samples, clipped hard; for im_sdtt in rounds of two updates."""
     config = Config()
     config.method.name = method  # type: ignore[assignment]
     config.method.refresh_from = refresh_from  # type: ignore[assignment]
     config.method.initial_steps, config.method.steps_per_round = 8, 2
-    config.model.length, config.model.dropout = tiny().length, 0.0
+    config.model.length, config.model.dropout, config.model.qk_norm = tiny().length, 0.0, qk_norm
     settings = {
         "max_steps": 6,
         "global_batch_size": 8,
@@ -106,7 +108,7 @@ def to_numpy(weights: dict[str, Tensor]) -> Weights:
 
 def plain_run(config: Config) -> Outcome:
     """The run by one process, the global batch in one piece, torch's own AdamW, clipping and autograd."""
-    student = plain_network(tiny())
+    student = plain_network(tiny(qk_norm=config.model.qk_norm))
     teacher = copy.deepcopy(student)
     train = config.train
     plan = small_plan(config, micro_batch_size=train.global_batch_size)

@@ -77,6 +77,15 @@ def test_distillation_over_three_rounds(
 
 
 @pytest.mark.parametrize("stage", [1, 3])
+def test_the_norm_that_heads_share_on_different_ranks(
+    pool: RankPool, reference: Reference, stage: int
+) -> None:
+    config = tensor_parallel(small_config("im_sdtt", qk_norm=True), 2)
+    results = pool.run(train_small, world_size=2, config=config, ds_json=zero(stage))
+    assert_same(results, reference("im_sdtt", qk_norm=True))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
 def test_the_average_becomes_the_teacher(pool: RankPool, reference: Reference, stage: int) -> None:
     config = small_config("im_sdtt", refresh_from="ema")
     results = pool.run(train_small, world_size=2, config=config, ds_json=zero(stage))
