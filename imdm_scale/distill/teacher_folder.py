@@ -26,7 +26,10 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
     """
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} holds no {CONFIG_FILE}; give the folder of an exported model.")
-    config = ImdmConfig.from_pretrained(folder)
+    try:
+        config = ImdmConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} cannot be read ({error}); export the model again.") from None
     if config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(
             f"the token ids of {folder} (tokenizer {config.tokenizer_fingerprint[:12]}, {config.vocab_size} ids) "

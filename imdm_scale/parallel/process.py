@@ -24,6 +24,8 @@ from imdm_scale.parallel.compat import default_store, prepare_libraries
 
 USER_ERROR_EXIT_CODE = 2
 FAILURE_EXIT_CODE = 1
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EFBIG)
+"""Errors of the operating system that are the user's to mend: the disk is full, or not for this user to write."""
 FAILURE_KEY = "imdm_scale/failures"
 WATCH_SECONDS = 0.5
 """How often a rank looks whether another has failed."""
@@ -159,7 +161,7 @@ def _sentence_for_user(error: BaseException) -> str | None:
     """What to tell where the user can mend it; None where the traceback is needed."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         place = error.filename or "a file of this run"
         return f"{place} could not be written ({error.strerror}); free space or set run_dir to another place."
     return None

@@ -126,6 +126,15 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     assert "model.num_heads" in refused("--ds_config", ZERO3, "model.num_heads=3")
 
 
+def test_what_only_the_files_can_tell(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert "which is a file" in refused("--ds_config", ZERO3, f"run_dir={tmp_path / 'file'}")
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").touch()
+    sentence = refused("--ds_config", ZERO3, f"teacher.path={tmp_path}", f"run_dir={tmp_path / 'run'}")
+    assert str(tmp_path / "config.json") in sentence
+
+
 def test_token_ids_that_mean_other_words_are_refused(tmp_path: Path) -> None:
     """A tokenizer of the same size in which two words have changed places."""
     model = sentencepiece_model_pb2.ModelProto.FromString(TOKENIZER.read_bytes())
