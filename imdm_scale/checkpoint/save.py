@@ -7,23 +7,28 @@ from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 
-from imdm_scale.checkpoint.weights import gather_weights
 from imdm_scale.data.tokenizer import FILE_NAME, Tokenizer
 from imdm_scale.hf.export import config_from_architecture, save_folder
-from imdm_scale.parallel.engine import ModelEngine
+from imdm_scale.parallel.engine import Student
+from imdm_scale.parallel.shards import whole_weights
 
 
-def export_model(model: ModelEngine, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the network's present weights, its code and its tokenizer. Collective; rank 0 writes.
+def export_model(student: Student, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the network's present weights, its code and its tokenizer. Collective over the student's ranks.
+
+    The first of them writes.
 
     Raises:
-        UserError: on rank 0, where the disk refuses; what was saved before is untouched.
+        UserError: on the rank that writes, where the disk refuses; what was saved before is untouched.
     """
-    is_writer = dist.get_rank() == 0
-    weights = {name: whole for name, whole in gather_weights(model) if is_writer}
+    layout, everyone = student.groups.layout, student.groups.everyone
+    dtype = student.stages[0].config.params_dtype
+    tensors = whole_weights(student, layout, student.architecture, dtype, student.device, everyone)
+    is_writer = dist.get_rank() == layout.ranks[0]
+    weights = {name: whole.cpu() for name, whole in tensors if is_writer}
     if is_writer:
         config = config_from_architecture(
-            model.architecture,
+            student.architecture,
             tokenizer_fingerprint=tokenizer.fingerprint,
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
@@ -31,4 +36,4 @@ def export_model(model: ModelEngine, tokenizer: Tokenizer, folder: Path) -> None
         with TemporaryDirectory() as scratch:
             tokenizer.save(Path(scratch))
             save_folder(weights, config, folder, [Path(scratch) / FILE_NAME])
-    dist.barrier()
+    dist.barrier(everyone)

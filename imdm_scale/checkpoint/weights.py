@@ -1,21 +1,17 @@
-"""Whole weights in and out of networks that are spread over ranks, one tensor at a time."""
+"""Where a network's first weights come from, tensor by tensor: initial values or an exported model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import deepspeed
-import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import WEIGHTS_FILE
-from imdm_scale.model.weights import canonical_shapes, initial_weight, placements
-from imdm_scale.parallel.engine import ModelEngine
+from imdm_scale.model.weights import canonical_shapes, initial_weight
 
 Source = Callable[[str], Tensor]
 """Canonical name -> whole tensor."""
@@ -61,19 +57,3 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
             return file.get_tensor(name)
 
     return whole_tensor
-
-
-def gather_weights(model: ModelEngine) -> Iterator[tuple[str, Tensor]]:
-    """Canonical name and whole CPU tensor of every weight that this rank's pipeline stage holds.
-
-    Collective: all ranks of the model iterate together, and no more than one tensor is whole at a time.
-    """
-    group = model.layout.collection.tp
-    for parameter, placement in placements(model.stage):
-        with deepspeed.zero.GatheredParameters([parameter]):
-            shard = parameter.detach().clone()
-        shards = [shard]
-        if placement.shard_dim is not None and group.size() > 1:
-            shards = [torch.empty_like(shard) for _ in range(group.size())]
-            dist.all_gather(shards, shard.contiguous(), group=group)
-        yield placement.name, placement.to_whole(shards).cpu()

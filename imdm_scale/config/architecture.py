@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
 
 
@@ -71,6 +72,7 @@ SIZES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "noise_dim": 2048},
     "3b": {"hidden_size": 3072, "num_layers": 28, "num_heads": 24, "noise_dim": 2048},
     "7b": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "noise_dim": 2048},
+    "70b": {"hidden_size": 8192, "num_layers": 80, "num_heads": 64, "noise_dim": 2048},
 }
 """Shapes of the named sizes. Every head count is divisible by 2, 4 and 8 where the literature's shape allows."""
 
@@ -84,3 +86,28 @@ def size_named(name: str) -> dict[str, int]:
     if name not in SIZES:
         raise UserError(f"model.size is {name!r}, which is no known size; choose one of {', '.join(SIZES)}.")
     return dict(SIZES[name])
+
+
+def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Architecture:
+    """The network that `config.model` describes, over a vocabulary of `vocab_size` ids.
+
+    Raises:
+        UserError: no size has the name `model.size`.
+    """
+    model = config.model
+    shape = size_named(model.size)
+    for name in shape:
+        given = getattr(model, name)
+        if given is not None:
+            shape[name] = given
+    return Architecture(
+        vocab_size=vocab_size,
+        mask_token_id=mask_token_id,
+        length=model.length,
+        noise_kind=model.noise_kind,
+        noise_scale=model.noise_scale,
+        dropout=model.dropout,
+        qk_norm=model.qk_norm,
+        attention_softcap=model.attention_softcap,
+        **shape,
+    )

@@ -2,89 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from imdm_scale.config.architecture import SIZES, Architecture, size_named
-from imdm_scale.config.nearest import near_files
+from imdm_scale.config.architecture import SIZES, architecture_of
+from imdm_scale.config.layout import RoleLayout, run_layout
+from imdm_scale.config.nearest import either, near_files, nearest_numbers
+from imdm_scale.config.ranges import check_ranges
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
 
 EMBEDDED_TEACHER_SIZE = "tiny"
 """Size of the teacher that ships with the package."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number."""
-
-    low: float
-    high: float = math.inf
-    above_low: bool = False
-    """Whether `low` itself is excluded."""
-    below_high: bool = True
-    """Whether `high` itself is excluded."""
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` lies within; never true of NaN."""
-        over = value > self.low if self.above_low else value >= self.low
-        return over and (value < self.high if self.below_high else value <= self.high)
-
-    def __str__(self) -> str:
-        words = f"{'above' if self.above_low else 'at least'} {self.low:g}"
-        if self.high < math.inf:
-            words += f" and {'below' if self.below_high else 'at most'} {self.high:g}"
-        return words
-
-
-COUNT = Range(1)
-NOT_NEGATIVE = Range(0)
-POSITIVE = Range(0, above_low=True)
-BELOW_ONE = Range(0, 1)
-
-RANGES: dict[str, Range] = {
-    "seed": NOT_NEGATIVE,
-    "method.initial_steps": Range(2),
-    "method.steps_per_round": COUNT,
-    "method.min_steps": COUNT,
-    "method.teacher_temperature": POSITIVE,
-    "method.sampling_eps": Range(0, 1, above_low=True),
-    "model.length": COUNT,
-    "model.dropout": BELOW_ONE,
-    "model.noise_dim": NOT_NEGATIVE,
-    "model.noise_scale": POSITIVE,
-    "model.attention_softcap": NOT_NEGATIVE,
-    "model.hidden_size": COUNT,
-    "model.num_layers": COUNT,
-    "model.num_heads": COUNT,
-    "parallel.student.tp": COUNT,
-    "parallel.student.pp": COUNT,
-    "parallel.teacher.tp": COUNT,
-    "parallel.teacher.pp": COUNT,
-    "train.max_steps": COUNT,
-    "train.micro_batch_size": COUNT,
-    "train.global_batch_size": COUNT,
-    "train.save_every": COUNT,
-    "train.learning_rate": POSITIVE,
-    "train.warmup_steps": NOT_NEGATIVE,
-    "train.min_lr_ratio": Range(0, 1, below_high=False),
-    "train.beta1": BELOW_ONE,
-    "train.beta2": BELOW_ONE,
-    "train.adam_eps": POSITIVE,
-    "train.weight_decay": NOT_NEGATIVE,
-    "train.gradient_clipping": NOT_NEGATIVE,
-    "train.ema_decay": BELOW_ONE,
-    "log.every": COUNT,
-    "evaluate.num_samples": COUNT,
-    "evaluate.batch_size": COUNT,
-    "evaluate.shown_samples": NOT_NEGATIVE,
-    "evaluate.shown_steps": COUNT,
-    "evaluate.temperature": POSITIVE,
-    "evaluate.seed": NOT_NEGATIVE,
-}
-"""Allowed values of every number in the tree."""
 
 
 def check_config(config: Config, world_size: int) -> None:
@@ -93,54 +22,32 @@ def check_config(config: Config, world_size: int) -> None:
     Raises:
         UserError: the first setting found that does not fit, with what would.
     """
-    _check_ranges(config)
-    _check_network(config)
+    check_layout(config, world_size)
     _check_method(config)
-    _check_layout(config, world_size)
-    _check_batches(config, world_size)
     _check_evaluation(config)
     _check_paths(config)
 
 
-def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Architecture:
-    """The network that `config.model` describes, over a vocabulary of `vocab_size` ids.
+def check_layout(config: Config, world_size: int) -> None:
+    """Refuses a network that cannot be built, or not be laid out on `world_size` processes; looks at no file.
 
     Raises:
-        UserError: no size has the name `model.size`.
+        UserError: the first setting found that does not fit, with what would.
     """
-    model = config.model
-    shape = size_named(model.size)
-    for name in shape:
-        given = getattr(model, name)
-        if given is not None:
-            shape[name] = given
-    return Architecture(
-        vocab_size=vocab_size,
-        mask_token_id=mask_token_id,
-        length=model.length,
-        noise_kind=model.noise_kind,
-        noise_scale=model.noise_scale,
-        dropout=model.dropout,
-        qk_norm=model.qk_norm,
-        attention_softcap=model.attention_softcap,
-        **shape,
-    )
-
-
-def _check_ranges(config: Config) -> None:
-    for key, allowed in RANGES.items():
-        value = attrgetter(key)(config)
-        if value is not None and not allowed.holds(value):
-            raise UserError(f"{key} is {value}, but must be {allowed}.")
+    check_ranges(config)
+    _check_network(config)
+    layout = run_layout(config, world_size, zero_stage=0)  # no layout is refused for the student's stage
+    for role in layout.roles:
+        _check_batches(config, role)
+    if layout.placement == "disaggregated" and config.teacher.prefetch == 0:
+        raise UserError(
+            "teacher.prefetch is 0, but with teacher.placement disaggregated the teacher must work at least 1 "
+            "update ahead; set it to 1 or more."
+        )
 
 
 def _check_method(config: Config) -> None:
     method = config.method
-    if config.teacher.placement == "disaggregated":
-        raise UserError(
-            "teacher.placement is disaggregated, but this version runs teacher and student on the same "
-            "ranks; set teacher.placement=colocated."
-        )
     if method.name == "pretrain":
         if config.teacher.path is not None:
             raise UserError(
@@ -174,9 +81,9 @@ def _check_network(config: Config) -> None:
     shape = architecture_of(config, vocab_size=1, mask_token_id=0)
     hidden, heads = shape.hidden_size, shape.num_heads
     if hidden % heads or shape.head_dim % 2:
-        fitting = [n for n in _divisors(hidden) if hidden // n % 2 == 0]
+        fitting = [n for n in range(1, hidden + 1) if hidden % n == 0 and hidden // n % 2 == 0]
         remedy = (
-            f"set model.num_heads to {_nearest(fitting, heads)}"
+            f"set model.num_heads to {nearest_numbers(fitting, heads)}"
             if fitting
             else "choose an even model.hidden_size"
         )
@@ -184,51 +91,17 @@ def _check_network(config: Config) -> None:
             f"model.hidden_size {hidden} over model.num_heads {heads} gives heads of width "
             f"{hidden / heads:g}, but the rotary embedding needs an even whole number; {remedy}."
         )
-    for role in ("student", "teacher"):
-        layout = getattr(config.parallel, role)
-        if layout.pp != 1:
-            raise UserError(
-                f"parallel.{role}.pp is {layout.pp}, but this version keeps all layers of a network on one "
-                f"pipeline stage; set parallel.{role}.pp=1 (parallel.{role}.tp and ZeRO split it otherwise)."
-            )
-        if heads % layout.tp:
-            raise UserError(
-                f"parallel.{role}.tp is {layout.tp}, which does not divide the {heads} attention heads; set "
-                f"it to {_nearest(_divisors(heads), layout.tp)}."
-            )
 
 
-def _check_layout(config: Config, world_size: int) -> None:
-    for role in ("student", "teacher"):
-        layout = getattr(config.parallel, role)
-        ranks = layout.tp * layout.pp
-        if world_size % ranks:
-            worlds = sorted({max(world_size // ranks, 1) * ranks, (world_size // ranks + 1) * ranks})
-            heads = architecture_of(config, vocab_size=1, mask_token_id=0).num_heads
-            fitting = _nearest([n for n in _divisors(world_size) if heads % n == 0], layout.tp)
-            raise UserError(
-                f"parallel.{role}.tp x parallel.{role}.pp is {layout.tp} x {layout.pp} = {ranks}, which does "
-                f"not divide the {world_size} processes; start {_either(worlds)} processes, or set "
-                f"parallel.{role}.tp to {fitting}."
-            )
-    parallel = config.parallel
-    if config.method.name != "pretrain" and parallel.student.tp != parallel.teacher.tp:
-        raise UserError(
-            f"parallel.teacher.tp is {parallel.teacher.tp} and parallel.student.tp is {parallel.student.tp}, but "
-            "in this version both networks share one layout; set both to the same number."
-        )
-
-
-def _check_batches(config: Config, world_size: int) -> None:
-    micro, whole = config.train.micro_batch_size, config.train.global_batch_size
-    data_parallel = world_size // (config.parallel.student.tp * config.parallel.student.pp)
-    unit = micro * data_parallel
+def _check_batches(config: Config, role: RoleLayout) -> None:
+    whole, unit = config.train.global_batch_size, role.micro_batch_size * role.dp
     if whole % unit:
         fitting = sorted({max(whole // unit, 1) * unit, (whole // unit + 1) * unit})
+        own = role.role == "teacher" and config.teacher.micro_batch_size is not None
+        micro = "teacher.micro_batch_size" if own else "train.micro_batch_size"
         raise UserError(
-            f"train.global_batch_size is {whole}, which is no multiple of train.micro_batch_size {micro} x "
-            f"data-parallel size {data_parallel} = {unit}; set it to {_either(fitting)}, or change "
-            "train.micro_batch_size."
+            f"train.global_batch_size is {whole}, which is no multiple of {micro} {role.micro_batch_size} x the "
+            f"{role.role}'s data-parallel size {role.dp} = {unit}; set it to {either(fitting)}, or change {micro}."
         )
 
 
@@ -265,20 +138,6 @@ def _check_paths(config: Config) -> None:
         raise UserError(
             f"run_dir is {config.run_dir}, which is a file; name a folder, which is made if need be."
         )
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _nearest(fitting: list[int], wanted: int) -> str:
-    """The largest fitting number below `wanted` and the smallest above it."""
-    below, above = [n for n in fitting if n < wanted], [n for n in fitting if n > wanted]
-    return _either(below[-1:] + above[:1])
-
-
-def _either(numbers: list[int]) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def _listed(shape: dict[str, int]) -> str:

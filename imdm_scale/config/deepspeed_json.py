@@ -10,7 +10,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from imdm_scale.config.nearest import did_you_mean
+from imdm_scale.config.layout import RunLayout, run_layout
+from imdm_scale.config.nearest import did_you_mean, either
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
 
@@ -22,25 +23,25 @@ TOP_LEVEL_KEYS = frozenset({
     "zero_force_ds_cpu_optimizer", "aio", "activation_checkpointing", "checkpoint", "disable_allgather",
     "disable_python_gc", "dump_state", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
     "timers", "flops_profiler", "comms_logger", "log_level", "tensorboard", "wandb", "csv_monitor",
-    "comet", "autotuning", "datastates_ckpt", "compile", "vocabulary_size",
+    "comet", "autotuning", "datastates_ckpt", "vocabulary_size",
 })
 """DeepSpeed's documented top-level keys that a user may set."""
 
 ZERO_KEYS = frozenset({
     "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
     "use_multi_rank_bucket_allreduce", "allgather_partitions", "allgather_bucket_size", "overlap_comm",
-    "compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint", "offload_param",
-    "offload_optimizer", "zenflow", "sub_group_size", "stage3_prefetch_bucket_size",
+    "load_from_fp32_weights", "elastic_checkpoint", "offload_param",
+    "offload_optimizer", "sub_group_size", "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
     "stage3_max_live_parameters", "stage3_max_reuse_distance",
     "stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold",
     "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "ignore_unused_parameters",
     "round_robin_gradients", "parameter_alignment", "zero_hpz_partition_size", "zero_quantized_weights",
-    "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear",
+    "zero_quantized_gradients", "memory_efficient_linear",
     "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
     "enable_sanity_checks", "leaf_module",
 })
-"""DeepSpeed's documented keys under `zero_optimization`."""
+"""DeepSpeed's documented keys under `zero_optimization` that a user may set."""
 # fmt: on
 
 REFUSED_KEYS = {
@@ -48,13 +49,31 @@ REFUSED_KEYS = {
     "scheduler": "the recipe sets it by train.lr_schedule, train.warmup_steps and train.min_lr_ratio",
     "torch_autocast": "the recipe sets the arithmetic by train.precision",
     "tensor_parallel": "the recipe sets it by parallel.student.tp and parallel.teacher.tp",
-    "sequence_parallel_size": "a sequence is not split over ranks in this version",
+    "sequence_parallel_size": "tensor-parallel ranks share a sequence by parallel.student.sequence_parallel",
     "data_efficiency": "the recipe sets the data by data.path and the order of training by method.name",
     "dataloader_drop_last": "the data do not pass through DeepSpeed's loader",
     "gradient_allreduce_op": "the loss counts on gradients that are averaged over data-parallel ranks",
     "managed_gradient_accumulation": "the training loop counts the micro-batches of an update itself",
+    "compile": "the engines are not compiled, so that it would have no effect",
 }
 """DeepSpeed's keys that would change or contradict what the recipe says, and why they have no place here."""
+
+REFUSED_ZERO_KEYS = {
+    "zenflow": "it steps an optimizer of DeepSpeed's own at intervals of its own, and training steps torch's AdamW "
+    "once an update",
+    "compute_grad_norm": "every update reports the gradient's norm",
+    "zero_quantized_nontrainable_weights": "a teacher's weights are written as they are, not as DeepSpeed's integers",
+}
+"""Keys under `zero_optimization` that do not work with the training loop, and why."""
+
+DATA_PARALLEL_ONLY = {
+    "zero_hpz_partition_size": 1,
+    "zero_quantized_gradients": False,
+}
+"""ZeRO keys for which DeepSpeed (utils/groups.py) groups ranks by their global numbers, and their neutral values.
+
+Such groups are right only where every rank is a whole replica; else they mix stages, shards and roles.
+"""
 
 
 def resolve_ds_config(
@@ -79,7 +98,10 @@ def resolve_ds_config(
     _refuse_foreign_keys(raw, path)
     resolved = copy.deepcopy(raw)
     micro = config.train.micro_batch_size
-    data_parallel = world_size // (config.parallel.student.tp * config.parallel.student.pp)
+    zero = _block(resolved, "zero_optimization", path)
+    layout = run_layout(config, world_size, _stage(zero, path))
+    _check_zero(zero, layout, path)
+    data_parallel = layout.student.dp
     accumulation = config.train.global_batch_size // (micro * data_parallel)
     bf16 = _block(resolved, "bf16", path)
     agreement = _Agreement(path, "the recipe" if recipe is None else f"{recipe} (with its overrides)")
@@ -106,20 +128,39 @@ def resolve_ds_config(
     resolved["gradient_clipping"] = config.train.gradient_clipping
     resolved["bf16"] = {**bf16, "enabled": config.train.precision == "bf16"}
     resolved.pop("fp16", None)
-    _check_stage(resolved, path)
     # torch's own AdamW runs everywhere; DeepSpeed's CPU one is compiled for minutes on its first use.
     resolved["zero_allow_untested_optimizer"] = True
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
 
 
-def _check_stage(resolved: dict[str, Any], path: Path) -> None:
-    stage = _block(resolved, "zero_optimization", path).get("stage", 0)
-    if type(stage) is not int or not 1 <= stage <= 3:
-        raise UserError(
-            f"zero_optimization.stage is {stage!r} in {path}, but must be 1, 2 or 3, for the average of the "
-            "weights lives on ZeRO's shards."
-        )
+def _stage(zero: dict[str, Any], path: Path) -> int:
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise UserError(f"zero_optimization.stage is {stage!r} in {path}, but must be 0, 1, 2 or 3.")
+    return stage
+
+
+def _check_zero(zero: dict[str, Any], layout: RunLayout, path: Path) -> None:
+    """Refuses options that DeepSpeed leaves without effect at the stage, or that do not suit the layout."""
+    stage = layout.student.zero_stage
+    for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = "none" if zero.get(key) is None else _block(zero, key, path).get("device", "none")
+        if device != "none" and stage < least:
+            raise UserError(
+                f"zero_optimization.{key}.device is {device!r} in {path}, but zero_optimization.stage is {stage}, "
+                f"where DeepSpeed does not offload; set the stage to {either(range(least, 4))}, or remove the block."
+            )
+    split = [role for role in layout.roles if role.tp * role.pp > 1]
+    for key, neutral in DATA_PARALLEL_ONLY.items():
+        if zero.get(key, neutral) != neutral and (split or layout.placement == "disaggregated"):
+            cause = (
+                f"the {split[0].role} has tp {split[0].tp} x pp {split[0].pp}" if split else "roles are apart"
+            )
+            raise UserError(
+                f"zero_optimization.{key} is {zero[key]!r} in {path}, but {cause}, and DeepSpeed would group ranks "
+                "for it as if each held a whole network; remove the key."
+            )
 
 
 class _Agreement:
@@ -165,6 +206,8 @@ def _refuse_foreign_keys(raw: dict[str, Any], path: Path) -> None:
         )
     zero = _block(raw, "zero_optimization", path)
     for key in zero:
+        if key in REFUSED_ZERO_KEYS:
+            raise UserError(f"'zero_optimization.{key}' in {path} must be removed: {REFUSED_ZERO_KEYS[key]}.")
         if key not in ZERO_KEYS:
             otherwise = "DeepSpeed's documentation lists its ZeRO keys."
             question = did_you_mean(key, ZERO_KEYS, otherwise)

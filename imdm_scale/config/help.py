@@ -9,11 +9,18 @@ from typing import Any
 from imdm_scale.config.schema import Setting, settings
 
 
-def help_text(width: int = 110) -> str:
-    """Every setting as `key  type  default`, indented by its depth, with its meaning below it."""
+def help_text(width: int = 110, prefixes: tuple[str, ...] = ("",)) -> str:
+    """Settings as `key  type  default`, indented by their depth, with their meaning below them.
+
+    Args:
+        width: of a line, in characters.
+        prefixes: beginnings of the keys that are shown; by default all are.
+    """
     lines: list[str] = []
     group = ""
     for setting in settings().values():
+        if not setting.key.startswith(prefixes):
+            continue
         parent = setting.key.rpartition(".")[0]
         if parent != group:
             lines.append("")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,20 +63,24 @@ def build_config(entries: Sequence[Entry]) -> Config:
     Raises:
         UserError: an unknown key, or a value of the wrong type.
     """
-    merged = OmegaConf.structured(Config)
-    for entry in entries:
-        setting = _setting_named(entry.key, entry.origin)
-        try:
-            OmegaConf.update(merged, entry.key, entry.value)
-        except OmegaConfBaseException as error:
-            raise UserError(_wrong_value(setting, entry)) from error
+    last = {entry.key: (_setting_named(entry.key, entry.origin), entry) for entry in entries}
     try:
-        config = OmegaConf.to_object(merged)
+        tree = OmegaConf.create(asdict(Config()))
+        for key, (_, entry) in last.items():
+            OmegaConf.update(tree, key, entry.value, merge=False)
+        resolved: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(
             f"A ${{...}} reference in the configuration does not resolve: {error.msg}."
         ) from error
-    assert isinstance(config, Config)
+    config = Config()
+    for key, (setting, entry) in last.items():
+        *group, name = key.split(".")
+        value = reduce(getitem, group, resolved)[name]
+        try:
+            setattr(reduce(getattr, group, config), name, setting.convert(value))
+        except ValueError as error:
+            raise UserError(_wrong_value(setting, entry)) from error
     return config
 
 
@@ -205,8 +212,14 @@ def _wrong_value(setting: Setting, entry: Entry) -> str:
     if setting.words:
         wanted = f"one of {', '.join(setting.words)}"
     else:
-        names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-        wanted = names.get(setting.kind, f"a {setting.type_name}, such as {setting.default}")
+        names: dict[Any, str] = {
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            list[int]: "a list of integers, such as [1,2,4]",
+        }
+        wanted = " or ".join(names[kind] for kind in setting.kinds)
     if setting.optional:
         wanted += ", or null"
     value = "null" if entry.value is None else repr(entry.value)

@@ -1,8 +1,8 @@
-"""What a mistyped name was probably meant to be."""
+"""What lies near a value that is not allowed: for mistyped names, for paths and for numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -45,3 +45,16 @@ def near_files(path: Path) -> str:
         sorted(p.name for p in folder.iterdir()),
         f"nothing in {folder.resolve()} has a similar name.",
     )
+
+
+def nearest_numbers(allowed: Iterable[int], wanted: int) -> str:
+    """The largest allowed number below `wanted` and the smallest above it, in words."""
+    allowed = sorted(allowed)
+    below, above = [n for n in allowed if n < wanted], [n for n in allowed if n > wanted]
+    return either(below[-1:] + above[:1])
+
+
+def either(choices: Sequence[object]) -> str:
+    """The choices in words: "a", "a or b", "a, b or c"."""
+    *first, last = map(str, choices)
+    return f"{', '.join(first)} or {last}" if first else last

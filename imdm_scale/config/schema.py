@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import types
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -10,6 +11,9 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imdm_scale.config import tree
+
+UNIONS = (Union, types.UnionType)
+"""Origins of annotations such as `int | None`."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Setting:
     key: str
     """Dotted name, for example `train.max_steps`."""
     kind: Any
-    """Its annotation without `| None`."""
+    """Its annotation without `| None`; more than one type is a Union."""
     optional: bool
     """Whether null is allowed."""
     default: Any
@@ -38,12 +42,27 @@ class Setting:
         return self.kind is str or bool(self.words)
 
     @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that are allowed: those of a Union, or the one kind."""
+        return get_args(self.kind) if get_origin(self.kind) in UNIONS else (self.kind,)
+
+    @property
     def type_name(self) -> str:
         """The type as --help shows it."""
-        name = "|".join(self.words) or getattr(self.kind, "__name__", str(self.kind))
-        if get_origin(self.kind) is list:
-            name = f"list of {get_args(self.kind)[0].__name__}"
-        return f"{name} or null" if self.optional else name
+        return " or ".join([*map(_type_name, self.kinds), *["null"] * self.optional])
+
+    def convert(self, value: Any) -> Any:
+        """The value that a text (for a list: a list of texts) stands for; null is None.
+
+        Raises:
+            ValueError: it is no value of this setting's types.
+        """
+        if value is None and self.optional:
+            return None
+        for kind in self.kinds:
+            with contextlib.suppress(ValueError):
+                return _convert(kind, value)
+        raise ValueError(f"{value!r} is no {self.type_name}")
 
 
 @cache
@@ -81,8 +100,34 @@ def _walk(cls: type, prefix: str) -> list[Setting]:
         if isinstance(kind, type) and is_dataclass(kind):
             found += _walk(kind, f"{prefix}{f.name}.")
             continue
-        if get_origin(kind) in (Union, types.UnionType):
-            kind, optional = next(k for k in get_args(kind) if k is not type(None)), True
+        if get_origin(kind) in UNIONS:
+            alternatives = tuple(k for k in get_args(kind) if k is not type(None))
+            kind, optional = Union[alternatives], len(alternatives) < len(get_args(kind))  # noqa: UP007
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         found.append(Setting(prefix + f.name, kind, optional, default, field_docs()[cls.__name__, f.name]))
     return found
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is list:
+        return f"list of {_type_name(get_args(kind)[0])}"
+    return kind.__name__
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise ValueError(value)
+        return [_convert(get_args(kind)[0], item) for item in value]
+    if value is None or isinstance(value, list | dict):
+        raise ValueError(value)
+    text = str(value)
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise ValueError(text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return text if get_origin(kind) is Literal else kind(text)

@@ -37,7 +37,7 @@ class ModelConfig:
     """The network that is trained (for im_sdtt also its teacher's shape)."""
 
     size: str = "small"
-    """Named size: tiny, small, large, 1b, 3b or 7b."""
+    """Named size: tiny, small, large, 1b, 3b, 7b or 70b."""
     length: int = 1024
     """Tokens in a block of text."""
     dropout: float = 0.1
@@ -83,7 +83,19 @@ class TeacherConfig:
     path: str | None = None
     """Folder with config.json and model.safetensors; null takes the packaged tiny teacher."""
     placement: Literal["colocated", "disaggregated"] = "colocated"
-    """colocated keeps the teacher on the student's ranks; disaggregated is not in this version."""
+    """colocated runs teacher and student on the same ranks; disaggregated gives each ranks of its own."""
+    ranks: int | list[int] | None = None
+    """disaggregated: the teacher's ranks, as a list or as a count of the last ones; null takes the last half."""
+    zero_stage: int | None = None
+    """ZeRO stage of the teacher, 0 (whole replicas) or 3; null takes 3 where the student has 3, else 0."""
+    micro_batch_size: int | None = None
+    """Blocks of text that the teacher computes at a time; null takes train.micro_batch_size."""
+    prefetch: int = 1
+    """Updates that the teacher works ahead of the student; 0 (colocated only) computes them in turn."""
+    timeout: float = 600.0
+    """disaggregated: seconds that one side waits for the other before the run ends."""
+    checksum: bool = False
+    """Whether every message from teacher to student is verified; for debugging."""
 
 
 @dataclass
@@ -93,7 +105,9 @@ class RoleParallelConfig:
     tp: int = 1
     """Tensor parallel size: ranks that share each layer."""
     pp: int = 1
-    """Pipeline parallel size: groups of layers on different ranks (1 in this version)."""
+    """Pipeline parallel size: groups of layers on different ranks."""
+    sequence_parallel: bool = False
+    """Whether the tensor parallel ranks also share the sequence between layers, which saves activations."""
 
 
 @dataclass
@@ -140,6 +154,8 @@ class TrainConfig:
     """Decay of the weights' running average, warmed up as min(ema_decay, (1 + n) / (10 + n)) at update n."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the networks; the optimizer's copy of the weights is fp32 in both."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none; the attention's core (selective); whole layers (full)."""
     init_from: str | None = None
     """Folder with config.json and model.safetensors from which a pretrain starts; null starts afresh."""
 

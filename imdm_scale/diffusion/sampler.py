@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .inverse_cdf import inverse_cdf
+from .inverse_cdf import argmax, inverse_cdf
 from .likelihood import forbid_mask
 from .noise import Purpose, mask_noise, uniform
 from .posterior import reverse_masses
 from .schedule import alpha
+from .vocabulary import WHOLE, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class SamplerSettings:
 
 
 @torch.no_grad()
-def sample(
-    predict: Callable[[Tensor, Tensor], Tensor],
+def sample_by(
+    draw: Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor],
     x_t_BL: Tensor,
     *,
     settings: SamplerSettings,
@@ -66,8 +67,13 @@ def sample(
     ever reset. Each draw is counter-based, so a sample depends on its id, not on its batch.
 
     Args:
-        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times. D may be 0.
+        draw: (x_BL, noise_BLD, positions_N, u_N, greedy) -> ids_N, the tokens of the row-major flat positions
+            of (B, L) that a step reveals, from one float64 uniform each, or the most likely ones if `greedy`
+            (as `draw_tokens` does from their logits), on every process the same. Called exactly `num_steps`
+            times on each, perhaps with no position at all, so that a network cut over processes stays in
+            step. D may be 0.
         x_t_BL: int64; positions that are not `mask_id` are carried over unchanged, wherever they are.
+        settings: the temperature and the nucleus are for `draw` to heed.
         seed, sample_ids_B: name the draws.
         start_time: the time of x_t, in (0, 1]; a number or float64 (B,).
 
@@ -89,31 +95,92 @@ def sample(
     def uniform_BL(purpose: Purpose, step: int) -> Tensor:
         return uniform(seed, sample_ids_B, purpose, step, length, dtype=torch.float64)[..., 0]
 
-    x_BL = x_t_BL.clone()
+    x_BL = x_t_BL
     noise_BLD = fresh_noise(0)
     for i in range(num_steps):
         last = i == num_steps - 1
-        logits_BLV = predict(x_BL, noise_BLD)
-
         t_B1 = start_B[:, None] * (1.0 - i / num_steps)
         s_B1 = start_B[:, None] * (1.0 - (i + 1) / num_steps)
         masses = reverse_masses(alpha(t_B1), alpha(s_B1))
         masked_BL = x_BL == mask_id
         u_BL = uniform_BL(Purpose.REVEAL, i)
         reveal_BL = masked_BL if last else masked_BL & (u_BL < masses.unmask)
+
+        positions_N = reveal_BL.flatten().nonzero()[:, 0]
+        u_N = uniform_BL(Purpose.TOKEN, i).flatten()[positions_N]
+        ids_N = draw(x_BL, noise_BLD, positions_N, u_N, last and settings.greedy_last_step)
+        x_BL = x_BL.flatten().index_put((positions_N,), ids_N).view(x_BL.shape)
+
         if not (last or settings.fixed_noise):
             reset_BL = masked_BL & (u_BL >= masses.unmask + masses.keep)
             noise_BLD = torch.where(reset_BL[..., None], fresh_noise(i + 1), noise_BLD)
-
-        logits_NV = forbid_mask(logits_BLV[reveal_BL], mask_id)
-        if last and settings.greedy_last_step:
-            tokens_N = logits_NV.argmax(-1)
-        else:
-            tokens_N = inverse_cdf(
-                logits_NV,
-                uniform_BL(Purpose.TOKEN, i)[reveal_BL],
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-            )
-        x_BL[reveal_BL] = tokens_N
     return x_BL
+
+
+def draw_tokens(
+    logits_NV: Tensor,
+    u_N: Tensor,
+    *,
+    mask_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    vocabulary: Vocabulary = WHOLE,
+) -> Tensor:
+    """The tokens of the positions with these raw logits: int64 (N,), the same on all shards, never the mask.
+
+    Collective over the shards of the vocabulary.
+
+    Args:
+        u_N: float64 uniforms in [0, 1).
+        greedy: take the most likely tokens instead; uniforms, temperature and nucleus then have no effect.
+    """
+    logits_NV = forbid_mask(logits_NV, mask_id, vocabulary)
+    if greedy:
+        return argmax(logits_NV, vocabulary)
+    return inverse_cdf(logits_NV, u_N, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+
+
+def sample(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x_t_BL: Tensor,
+    *,
+    settings: SamplerSettings,
+    seed: int,
+    sample_ids_B: Tensor,
+    mask_id: int,
+    noise_dim: int,
+    noise_kind: str = "uniform",
+    noise_scale: float = 1.0,
+    start_time: float | Tensor = 1.0,
+) -> Tensor:
+    """`sample_by` with a network that is whole on one process.
+
+    Args:
+        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times. The other arguments,
+            the result and the errors are those of `sample_by`.
+    """
+
+    def draw(x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor, u_N: Tensor, greedy: bool) -> Tensor:
+        logits_NV = predict(x_BL, noise_BLD).flatten(0, 1)[positions_N]
+        return draw_tokens(
+            logits_NV,
+            u_N,
+            mask_id=mask_id,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            greedy=greedy,
+        )
+
+    return sample_by(
+        draw,
+        x_t_BL,
+        settings=settings,
+        seed=seed,
+        sample_ids_B=sample_ids_B,
+        mask_id=mask_id,
+        noise_dim=noise_dim,
+        noise_kind=noise_kind,
+        noise_scale=noise_scale,
+        start_time=start_time,
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from imdm_scale.diffusion.divergence import divergence
 from imdm_scale.diffusion.likelihood import forbid_mask
-from imdm_scale.diffusion.targets import two_substep_targets
+from imdm_scale.diffusion.targets import two_substeps
+from imdm_scale.diffusion.vocabulary import Vocabulary
 from imdm_scale.distill.method import Method, Round
 from imdm_scale.distill.micro_batch import MicroBatch
-from imdm_scale.parallel.engine import Student, Teacher
+from imdm_scale.parallel.engine import Teacher
 
 
 class ImSdtt(Method):
@@ -60,26 +62,43 @@ class ImSdtt(Method):
         """The masked positions."""
         return micro_batch.positions_N.numel()
 
-    def loss(self, student: Student, teacher: Teacher | None, micro_batch: MicroBatch) -> Tensor:
+    def loss(
+        self,
+        micro_batch: MicroBatch,
+        logits_NV: Tensor,
+        teacher_logits_NV: Tensor | None,
+        vocabulary: Vocabulary,
+        mask_id: int,
+    ) -> Tensor:
         """Sum over masked positions of the divergence from the teacher's two-step prediction."""
-        assert teacher is not None
-        noise_BLD = micro_batch.mask_noise(student.architecture)
-        mask_id = student.architecture.mask_token_id
-        target_NV = two_substep_targets(
-            teacher.logits,
-            micro_batch.x_t_BL,
-            noise_BLD,
-            micro_batch.t_B,
-            1 / self.teacher_steps(micro_batch.step),
-            mask_id=mask_id,
-            seed=micro_batch.seed,
-            sample_ids_B=micro_batch.sample_ids_B,
-            step=micro_batch.step,
-            temperature=self.teacher_temperature,
-            vocabulary=teacher.vocabulary,
+        assert teacher_logits_NV is not None
+        return divergence(
+            self.divergence_name,
+            forbid_mask(logits_NV, mask_id, vocabulary),
+            forbid_mask(teacher_logits_NV / self.teacher_temperature, mask_id, vocabulary),
+            vocabulary,
+        ).sum()
+
+    def teach(self, teacher: Teacher, batch: MicroBatch) -> Tensor | None:
+        """Final hidden states of the sub-step that reveals a position, of the second one where neither does."""
+
+        def noise_of(rows: slice) -> Tensor:
+            return batch.mask_noise(teacher.architecture, teacher.device, rows)
+
+        def draw(hidden_NH: Tensor | None, u_N: Tensor) -> Tensor:
+            ids_N = None
+            if hidden_NH is not None:
+                ids_N = teacher.draw(teacher.logits(hidden_NH), u_N, self.teacher_temperature)
+            return teacher.from_last_stage(ids_N, u_N.shape, torch.int64)
+
+        return two_substeps(
+            lambda x_BL, positions_N: teacher.hidden_states(x_BL, noise_of, positions_N),
+            draw,
+            batch.x_t_BL,
+            batch.t_B,
+            1 / self.teacher_steps(batch.step),
+            mask_id=teacher.architecture.mask_token_id,
+            seed=batch.seed,
+            sample_ids_B=batch.sample_ids_B,
+            step=batch.step,
         )
-        logits_NV = student.logits(
-            micro_batch.x_t_BL, noise_BLD, micro_batch.positions_N, micro_batch.dropout_key
-        )
-        logits_NV = forbid_mask(logits_NV, mask_id, student.vocabulary)
-        return divergence(self.divergence_name, logits_NV, target_NV, student.vocabulary).sum()

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
 from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.learning_rate import learning_rate
 from imdm_scale.distill.method import Method, Round
 from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.teaching import Targets, TeacherService
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import Student, Teacher
+from imdm_scale.parallel.shards import whole_weights
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is known after one update; the same on every rank."""
+    """What is known after one update; the same on every rank of the student."""
 
     step: int
     """Updates done, from 1."""
@@ -35,23 +39,27 @@ class Update:
     """Tokens of data seen since the start."""
     seconds: float
     """Wall-clock time since the start."""
+    transport_bytes: int
+    """Bytes of hidden states that came from other ranks in this update, over all ranks."""
     round: Round
     """The method's round."""
 
 
 def train(
     config: Config,
+    layout: RunLayout,
     method: Method,
     student: Student,
-    teacher: Teacher | None,
+    targets: Targets | None,
     ema: Ema,
     plan: BatchPlan,
     after_update: Callable[[Update], None],
 ) -> int:
-    """Run updates until `train.max_steps` or the end of the method's schedule.
+    """Run updates until `train.max_steps` or the end of the method's schedule. On every rank of the student.
 
     Args:
-        after_update: called on every rank after each update: metrics, progress, checkpoints.
+        targets: where the teacher's part comes from; None for a method without a teacher.
+        after_update: called after each update: metrics, progress, checkpoints.
 
     Returns:
         Number of updates done.
@@ -61,15 +69,13 @@ def train(
     """
     started = time.monotonic()
     tokens_per_update = config.train.global_batch_size * config.model.length
-    for step in range(config.train.max_steps):
-        round_ = method.round_at(step)
-        if round_ is None:
-            return step
-        if round_.starts and round_.index > 0 and teacher is not None:
+    step = -1
+    for step, round_ in _schedule(config, method):
+        if targets is not None and _becomes_teacher(round_):
             averaged = ema.in_student() if config.method.refresh_from == "ema" else contextlib.nullcontext()
             with averaged:
-                teacher.take_weights(student)
-        loss = _accumulate_gradients(method, student, teacher, plan, step)
+                targets.refresh(_weights(student, layout, student))
+        loss, transport_bytes = _accumulate_gradients(method, student, targets, plan, step)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at update {step + 1}; lower train.learning_rate "
@@ -86,30 +92,85 @@ def train(
                 learning_rate=rate,
                 tokens=(step + 1) * tokens_per_update,
                 seconds=time.monotonic() - started,
+                transport_bytes=int(transport_bytes),
                 round=round_,
             )
         )
-    return config.train.max_steps
+    return step + 1
+
+
+def serve(
+    config: Config, layout: RunLayout, method: Method, teacher: Teacher, service: TeacherService
+) -> None:
+    """The teacher's side of `train` where it has ranks of its own."""
+    for step, round_ in _schedule(config, method):
+        if _becomes_teacher(round_):
+            service.drain()
+            service.refresh(_weights(None, layout, teacher))
+        service.serve(step)
+    service.drain()
+
+
+def _schedule(config: Config, method: Method) -> Iterator[tuple[int, Round]]:
+    for step in range(config.train.max_steps):
+        round_ = method.round_at(step)
+        if round_ is None:
+            return
+        yield step, round_
+
+
+def _becomes_teacher(round_: Round) -> bool:
+    return round_.starts and round_.index > 0
+
+
+def _weights(
+    student: Student | None, layout: RunLayout, here: Student | Teacher
+) -> Iterator[tuple[str, Tensor]]:
+    dtype = here.stages[0].config.params_dtype
+    return whole_weights(student, layout.student, here.architecture, dtype, here.device)
 
 
 def _accumulate_gradients(
-    method: Method, student: Student, teacher: Teacher | None, plan: BatchPlan, step: int
-) -> torch.Tensor:
-    """Backward through all of this rank's micro-batches; returns the global loss.
+    method: Method, student: Student, targets: Targets | None, plan: BatchPlan, step: int
+) -> tuple[Tensor, float]:
+    """Backward through all of this rank's micro-batches; returns the global loss and the bytes received.
 
     The engine averages gradients over the data-parallel ranks. Each micro-batch's sum is therefore divided
     by the global normaliser and multiplied by their number, so that what comes out is the global mean.
     """
-    group, dp_size = student.layout.mpu.dp, student.layout.dp_size
-    micro_batches = [plan.micro_batch(step, index) for index in range(plan.num_micro_batches)]
+    groups, vocabulary = student.groups, student.vocabulary
+    architecture, device = student.architecture, student.device
+    # Of each replica one rank speaks, so that a sum over the role's ranks counts every sample once.
+    speaks = groups.is_last_stage and groups.tp_rank == 0
+    micro_batches = plan.micro_batches(step)
     counts = sum(method.normaliser(micro_batch) for micro_batch in micro_batches)
-    normaliser = torch.tensor(float(counts), dtype=torch.float64, device=student.device)
-    dist.all_reduce(normaliser, group=group)
+    normaliser = torch.tensor(float(counts) if speaks else 0.0, dtype=torch.float64, device=device)
+    dist.all_reduce(normaliser, group=groups.everyone)
     normaliser.clamp_(min=1)
-    total = torch.zeros((), dtype=torch.float64, device=student.device)
-    for index, micro_batch in enumerate(micro_batches):
-        loss = method.loss(student, teacher, micro_batch) / normaliser.float()
-        student.backward(loss * dp_size, is_last_micro_batch=index == len(micro_batches) - 1)
-        total += loss.detach()
-    dist.all_reduce(total, group=group)
-    return total
+    scale = (groups.dp_size / normaliser).float()
+
+    hidden_NH = None if targets is None else targets.hidden_states(step)
+    parts = None
+    if hidden_NH is not None:
+        parts = hidden_NH.split([micro_batch.positions_N.numel() for micro_batch in micro_batches])
+
+    def loss(logits_NV: Tensor, index: int) -> Tensor:
+        teacher_logits_NV = None
+        if targets is not None:
+            assert parts is not None
+            teacher_logits_NV = targets.logits(parts[index])
+        sum_ = method.loss(
+            micro_batches[index], logits_NV, teacher_logits_NV, vocabulary, architecture.mask_token_id
+        )
+        return sum_ * scale
+
+    losses = student.accumulate(
+        [micro_batch.network_input(architecture, device) for micro_batch in micro_batches], loss
+    )
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    if speaks:
+        totals[0] = torch.stack(losses).double().sum() / groups.dp_size
+    if targets is not None:
+        totals[1] = targets.hand_over.bytes_received
+    dist.all_reduce(totals, group=groups.everyone)
+    return totals[0], totals[1].item()

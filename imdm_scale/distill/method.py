@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from imdm_scale.diffusion.vocabulary import Vocabulary
 from imdm_scale.distill.micro_batch import MicroBatch
-from imdm_scale.parallel.engine import Student, Teacher
+from imdm_scale.parallel.engine import Teacher
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,31 @@ class Method(ABC):
         """This micro-batch's share of the number by which the global sum of losses is divided."""
 
     @abstractmethod
-    def loss(self, student: Student, teacher: Teacher | None, micro_batch: MicroBatch) -> Tensor:
-        """Sum (not mean) of the losses of this micro-batch's positions: a scalar with a gradient."""
+    def loss(
+        self,
+        micro_batch: MicroBatch,
+        logits_NV: Tensor,
+        teacher_logits_NV: Tensor | None,
+        vocabulary: Vocabulary,
+        mask_id: int,
+    ) -> Tensor:
+        """Sum (not mean) of the losses of this micro-batch's positions: a scalar with a gradient.
+
+        Args:
+            logits_NV: the student's, raw, at the masked positions.
+            teacher_logits_NV: the teacher's head on what `teach` returned for these positions; None without one.
+            vocabulary: how the columns of both map to token ids.
+        """
+
+    def teach(self, teacher: Teacher, batch: MicroBatch) -> Tensor | None:
+        """The teacher's final hidden states (N, H) that the student learns from, at the masked positions.
+
+        Collective over the teacher's ranks of one replica. For methods with a teacher.
+
+        Args:
+            batch: all samples that this replica answers for in an update.
+
+        Returns:
+            Rows on the teacher's last stage, None elsewhere.
+        """
+        raise NotImplementedError("this method has no teacher")

@@ -41,6 +41,7 @@ class MetricsWriter:
             "learning_rate": update.learning_rate,
             "tokens": update.tokens,
             "seconds": round(update.seconds, 3),
+            "transport_bytes": update.transport_bytes,
             "round": update.round.index,
         }
         if update.round.teacher_steps is not None:

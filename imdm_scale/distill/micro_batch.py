@@ -16,11 +16,13 @@ from imdm_scale.diffusion.corruption import corrupt
 from imdm_scale.diffusion.noise import mask_noise
 from imdm_scale.diffusion.schedule import stratified_times
 from imdm_scale.model.layer import DropoutKey
+from imdm_scale.parallel.schedule import NetworkInput
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a method's loss is a function of."""
+    """What a method's loss is a function of. On the CPU: what has a shape that depends on draws is decided there, so
+    that no one waits for a GPU."""
 
     seed: int
     """The run's seed."""
@@ -36,12 +38,16 @@ class MicroBatch:
     """Token ids with the mask id where masked."""
     positions_N: Tensor
     """Row-major indices of the masked positions."""
+    counts_B: Tensor
+    """Number of masked positions of each sample."""
 
-    def mask_noise(self, architecture: Architecture) -> Tensor:
-        """The noise e of every position, (B, L, D) float32. Drawn when asked for, never stored."""
+    def mask_noise(
+        self, architecture: Architecture, device: torch.device, rows: slice = slice(None)
+    ) -> Tensor:
+        """The noise e of every position of some samples, (B, L, D) float32. Drawn when asked for, never stored."""
         return mask_noise(
             self.seed,
-            self.sample_ids_B,
+            self.sample_ids_B[rows].to(device),
             self.step,
             self.x_t_BL.size(1),
             architecture.noise_dim,
@@ -49,10 +55,14 @@ class MicroBatch:
             scale=architecture.noise_scale,
         )
 
-    @property
-    def dropout_key(self) -> DropoutKey:
-        """What dropout in this micro-batch is a function of."""
-        return DropoutKey(self.seed, self.step, self.sample_ids_B)
+    def network_input(self, architecture: Architecture, device: torch.device) -> NetworkInput:
+        """What the network computes from, in training."""
+        return NetworkInput(
+            self.x_t_BL.to(device),
+            lambda: self.mask_noise(architecture, device),
+            self.positions_N.to(device),
+            DropoutKey(self.seed, self.step, self.sample_ids_B.to(device)),
+        )
 
     @property
     def labels_N(self) -> Tensor:
@@ -77,7 +87,6 @@ class BatchPlan:
     dp_size: int
     sampling_eps: float
     mask_id: int
-    device: torch.device
 
     @property
     def num_micro_batches(self) -> int:
@@ -102,7 +111,22 @@ class BatchPlan:
             count=self.micro_batch_size,
             sampling_eps=self.sampling_eps,
         )
-        x_0_BL, sample_ids_B, t_B = (x.to(self.device) for x in (x_0_BL, sample_ids_B, t_B))
+        return self._corrupted(step, x_0_BL, sample_ids_B, t_B)
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """All of this rank's micro-batches of an update."""
+        return [self.micro_batch(step, index) for index in range(self.num_micro_batches)]
+
+    def joined(self, step: int) -> MicroBatch:
+        """All samples of this rank in an update as one micro-batch."""
+        parts = self.micro_batches(step)
+        x_0_BL, sample_ids_B, t_B = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("x_0_BL", "sample_ids_B", "t_B")
+        )
+        return self._corrupted(step, x_0_BL, sample_ids_B, t_B)
+
+    def _corrupted(self, step: int, x_0_BL: Tensor, sample_ids_B: Tensor, t_B: Tensor) -> MicroBatch:
         x_t_BL = corrupt(x_0_BL, t_B, self.mask_id, self.seed, sample_ids_B, step)
-        positions_N = (x_t_BL == self.mask_id).flatten().nonzero()[:, 0]
-        return MicroBatch(self.seed, step, sample_ids_B, t_B, x_0_BL, x_t_BL, positions_N)
+        masked_BL = x_t_BL == self.mask_id
+        positions_N = masked_BL.flatten().nonzero()[:, 0]
+        return MicroBatch(self.seed, step, sample_ids_B, t_B, x_0_BL, x_t_BL, positions_N, masked_BL.sum(-1))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from imdm_scale.diffusion.likelihood import nelbo_terms
+from imdm_scale.diffusion.vocabulary import Vocabulary
 from imdm_scale.distill.method import Method, Round
 from imdm_scale.distill.micro_batch import MicroBatch
-from imdm_scale.parallel.engine import Student, Teacher
 
 
 class Pretrain(Method):
@@ -25,18 +25,16 @@ class Pretrain(Method):
         """All tokens count, the unmasked ones with loss zero."""
         return micro_batch.x_0_BL.numel()
 
-    def loss(self, student: Student, teacher: Teacher | None, micro_batch: MicroBatch) -> Tensor:
+    def loss(
+        self,
+        micro_batch: MicroBatch,
+        logits_NV: Tensor,
+        teacher_logits_NV: Tensor | None,
+        vocabulary: Vocabulary,
+        mask_id: int,
+    ) -> Tensor:
         """Sum of the masked positions' terms of the bound."""
-        logits_NV = student.logits(
-            micro_batch.x_t_BL,
-            micro_batch.mask_noise(student.architecture),
-            micro_batch.positions_N,
-            micro_batch.dropout_key,
-        )
+        device = logits_NV.device
         return nelbo_terms(
-            logits_NV,
-            micro_batch.labels_N,
-            micro_batch.t_N,
-            student.architecture.mask_token_id,
-            student.vocabulary,
+            logits_NV, micro_batch.labels_N.to(device), micro_batch.t_N.to(device), mask_id, vocabulary
         ).sum()

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import EvaluateConfig
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
@@ -20,7 +22,8 @@ from imdm_scale.parallel.engine import ModelEngine
 
 
 def report_quality(
-    models: Mapping[str, ModelEngine],
+    models: Mapping[str, ModelEngine | None],
+    layout: RunLayout,
     evaluate: EvaluateConfig,
     train_blocks: np.ndarray,
     valid_blocks: np.ndarray,
@@ -28,34 +31,47 @@ def report_quality(
     run_dir: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Sample from every model at every number of steps; rank 0 scores, prints, writes and plots.
+    """Sample from every model at every number of steps; the student's first rank scores, prints, writes and plots.
 
-    Collective. Writes quality.json, quality.png and samples.npz to `run_dir`.
+    Collective over all ranks of the run. Writes quality.json, quality.png and samples.npz to `run_dir`.
+
+    Args:
+        models: by role; None where this rank has no part in the network.
 
     Returns:
-        The table on rank 0, an empty dictionary elsewhere.
+        The table on the student's first rank, an empty dictionary elsewhere.
     """
-    samples: dict[str, dict[int, np.ndarray]] = {}
+    main_rank = layout.student.ranks[0]
+    roles = {role.role: role for role in layout.roles}
+    mine: dict[tuple[str, int], torch.Tensor] = {}
     for role, model in models.items():
-        samples[role] = {}
         for num_steps in evaluate.steps:
-            with console.status(f"sampling: {role}, {num_steps} steps"):
-                samples[role][num_steps] = sample_texts(
-                    model,
-                    SamplerSettings(num_steps=num_steps, temperature=evaluate.temperature),
-                    evaluate.num_samples,
-                    evaluate.batch_size,
-                    evaluate.seed,
-                    tokenizer.bos_id,
-                ).numpy()
-    if dist.get_rank() != 0:
+            if model is not None:
+                with console.status(f"sampling: {role}, {num_steps} steps"):
+                    mine[role, num_steps] = sample_texts(
+                        model,
+                        SamplerSettings(num_steps=num_steps, temperature=evaluate.temperature),
+                        evaluate.num_samples,
+                        evaluate.batch_size,
+                        evaluate.seed,
+                        tokenizer.bos_id,
+                    )
+    # Roles on ranks of their own have sampled at the same time; now their texts come together.
+    samples: dict[str, dict[int, Any]] = {role: {} for role in models}
+    for role in models:
+        for num_steps in evaluate.steps:
+            texts = [mine.get((role, num_steps))]
+            if main_rank not in roles[role].ranks:
+                dist.broadcast_object_list(texts, src=roles[role].ranks[0])
+            samples[role][num_steps] = None if texts[0] is None else texts[0].numpy()
+    if dist.get_rank() != main_rank:
         return {}
     evaluator = NgramEvaluator.fit(train_blocks, tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")
     plot_quality(quality, run_dir / "quality.png")
-    texts: dict[str, Any] = {f"{role}_{n}": ids for role, by_n in samples.items() for n, ids in by_n.items()}
-    np.savez_compressed(run_dir / "samples.npz", **texts)
+    arrays: dict[str, Any] = {f"{role}_{n}": ids for role, by_n in samples.items() for n, ids in by_n.items()}
+    np.savez_compressed(run_dir / "samples.npz", **arrays)
     console.print(render_table(quality))
     console.print(show_samples(samples, evaluate.shown_steps, tokenizer, evaluate.shown_samples))
     console.print(f"table, plot and samples written to {run_dir}")

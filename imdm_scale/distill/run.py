@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -16,36 +17,38 @@ from rich.console import Console
 from imdm_scale.assets import TEACHER
 from imdm_scale.checkpoint.save import export_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
-from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.check import architecture_of
+from imdm_scale.config.layout import RunLayout, run_layout
+from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
 from imdm_scale.data.packing import prepare_blocks
 from imdm_scale.data.stream import TokenStream
 from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.console import ProgressReport, plan_table
-from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.im_sdtt import ImSdtt
-from imdm_scale.distill.loop import Update, train
+from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.method import Method
 from imdm_scale.distill.metrics import MetricsWriter
-from imdm_scale.distill.micro_batch import BatchPlan
 from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.quality import report_quality
 from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
-from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, build_stage
-from imdm_scale.parallel.layout import build_layout
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from imdm_scale.model.weights import canonical_shapes
+from imdm_scale.parallel.engine import ModelEngine
+from imdm_scale.parallel.layout import build_groups
+from imdm_scale.parallel.process import set_rank_label
 
 
 def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
-    """Train as configured; rank 0 writes to `run_dir` and to the terminal.
+    """Train as configured; the student's first rank writes to `run_dir` and to the terminal.
 
     Raises:
         UserError: something that only the data or the files can tell does not fit.
     """
-    is_main = dist.get_rank() == 0
+    layout = run_layout(config, dist.get_world_size(), ds_config["zero_optimization"]["stage"])
+    is_main = dist.get_rank() == layout.student.ranks[0]
+    set_rank_label(_label(layout, dist.get_rank()))
     console = Console(quiet=not is_main)
     tokenizer = Tokenizer.load(_path(config.tokenizer.path))
     architecture = architecture_of(config, tokenizer.vocab_size, tokenizer.mask_id)
@@ -74,24 +77,60 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
             run_dir=str(run_dir),
         )
     )
+    if layout.world_size > 1:
+        console.print(layout_table(layout))
 
-    student, teacher = _build_models(config, ds_config, architecture, source_folder)
-    ema = Ema(student, config.train.ema_decay)
-    plan = BatchPlan(
-        stream=TokenStream(train_blocks, config.seed),
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_rank=student.layout.dp_rank,
-        dp_size=student.layout.dp_size,
-        sampling_eps=config.method.sampling_eps,
-        mask_id=architecture.mask_token_id,
-        device=device,
-    )
+    groups = build_groups(layout)
+    if source_folder is None:
+        weights = fresh_weights(architecture, config.seed)
+    else:
+        weights = folder_weights(source_folder, architecture, config.seed)
+    method = _method(config)
+    stream = TokenStream(train_blocks, config.seed)
+    parts = build_parts(config, ds_config, layout, groups, architecture, weights, method, stream, device)
 
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsWriter(config, run_dir)) if is_main else None
-        progress = stack.enter_context(ProgressReport(console, config.train.max_steps, config.log.every))
+        if parts.service is not None:
+            assert parts.teacher is not None
+            serve(config, layout, method, parts.teacher, parts.service)
+        else:
+            _train_and_export(
+                config, layout, method, parts, tokenizer, valid_blocks, run_dir, console, metrics
+            )
+        if not config.evaluate.at_end:
+            return
+        with contextlib.ExitStack() as averaged:
+            if parts.ema is not None:
+                averaged.enter_context(parts.ema.in_student())
+            models: dict[str, ModelEngine | None] = {"student": parts.student}
+            if layout.teacher is not None and source_folder is not None:
+                # The table compares with the teacher that the run began with, not with the last round's.
+                if parts.teacher is not None:
+                    parts.teacher.load((name, weights(name)) for name in canonical_shapes(architecture))
+                models = {"teacher": parts.teacher, "student": parts.student}
+            quality = report_quality(
+                models, layout, config.evaluate, train_blocks, valid_blocks, tokenizer, run_dir, console
+            )
+        if metrics is not None:
+            metrics.write_quality(quality)
+
+
+def _train_and_export(
+    config: Config,
+    layout: RunLayout,
+    method: Method,
+    parts: Parts,
+    tokenizer: Tokenizer,
+    valid_blocks: np.ndarray,
+    run_dir: Path,
+    console: Console,
+    metrics: MetricsWriter | None,
+) -> None:
+    """The student's side: train, save on the way, export the averaged network."""
+    student, ema, plan = parts.student, parts.ema, parts.student_plan
+    assert student is not None and ema is not None and plan is not None
+    with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
 
         def after_update(update: Update) -> None:
             if metrics is not None:
@@ -101,30 +140,21 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
                 with ema.in_student():
                     export_model(student, tokenizer, run_dir / "checkpoints" / f"step-{update.step:08d}")
 
-        train(config, _method(config), student, teacher, ema, plan, after_update)
-        progress.bar.stop()
+        train(config, layout, method, student, parts.targets, ema, plan, after_update)
 
-        with ema.in_student():
-            export_model(student, tokenizer, run_dir / "student")
-            console.print(f"student written to {run_dir / 'student'}")
-            if config.method.name == "pretrain":
-                nelbo = validation_nelbo(
-                    student, valid_blocks, config.evaluate.batch_size, config.evaluate.seed
-                )
-                console.print(f"validation NELBO {nelbo:.4f} nats per token")
-                if is_main:
-                    (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
-            if config.evaluate.at_end:
-                models: dict[str, ModelEngine] = {"student": student}
-                if teacher is not None and source_folder is not None:
-                    # The table compares with the teacher that the run began with, not with the last round's.
-                    teacher.load(folder_weights(source_folder, architecture, config.seed))
-                    models = {"teacher": teacher, "student": student}
-                quality = report_quality(
-                    models, config.evaluate, train_blocks, valid_blocks, tokenizer, run_dir, console
-                )
-                if metrics is not None:
-                    metrics.write_quality(quality)
+    with ema.in_student():
+        export_model(student, tokenizer, run_dir / "student")
+        console.print(f"student written to {run_dir / 'student'}")
+        if config.method.name == "pretrain":
+            nelbo = validation_nelbo(student, valid_blocks, config.evaluate.batch_size, config.evaluate.seed)
+            console.print(f"validation NELBO {nelbo:.4f} nats per token")
+            if metrics is not None:
+                (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
+
+
+def _label(layout: RunLayout, rank: int) -> str:
+    """What a rank is: told if it dies."""
+    return "; ".join(f"{role.role}: {role.place_of(rank)}" for role in layout.roles if rank in role.ranks)
 
 
 def _path(setting: str | None) -> Path | None:
@@ -148,34 +178,6 @@ def _method(config: Config) -> Method:
         method.steps_per_round,
         method.min_steps,
         method.teacher_temperature,
-    )
-
-
-def _build_models(
-    config: Config, ds_config: dict[str, Any], architecture: Architecture, source_folder: Path | None
-) -> tuple[Student, Teacher | None]:
-    """Both networks start from the same weights; the student's mask embedding starts at zero effect."""
-    dtype = DTYPES[config.train.precision]
-    if source_folder is None:
-        weights = fresh_weights(architecture, config.seed)
-    else:
-        weights = folder_weights(source_folder, architecture, config.seed)
-    parallel = config.parallel
-    layout = build_layout(parallel.student.tp, parallel.student.pp)
-    student = Student(
-        build_stage(architecture, layout, dtype, weights),
-        layout,
-        ds_config,
-        lr=config.train.learning_rate,
-        betas=(config.train.beta1, config.train.beta2),
-        eps=config.train.adam_eps,
-        weight_decay=config.train.weight_decay,
-    )
-    if config.method.name == "pretrain":
-        return student, None
-    teacher_layout = build_layout(parallel.teacher.tp, parallel.teacher.pp)
-    return student, Teacher(
-        build_stage(architecture, teacher_layout, dtype, weights), teacher_layout, ds_config
     )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from imdm_scale.data.stream import TokenStream
 from imdm_scale.diffusion.likelihood import nelbo_terms
-from imdm_scale.diffusion.sampler import SamplerSettings, sample
-from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.diffusion.sampler import SamplerSettings, sample_by
+from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import ModelEngine
 
@@ -27,12 +27,24 @@ def sample_texts(
     sample different texts, in equally many batches, because partitioned weights are gathered in step.
 
     Returns:
-        int64 on the CPU, the same on every rank.
+        int64 on the CPU, the same on every rank of the network.
     """
-    architecture, dp_size = model.architecture, model.layout.dp_size
+    architecture, dp_size = model.architecture, model.groups.dp_size
     num_batches = -(-num_samples // (batch_size * dp_size))
-    first = model.layout.dp_rank * num_batches * batch_size
+    first = model.groups.dp_rank * num_batches * batch_size
     texts = []
+
+    def draw(x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor, u_N: Tensor, greedy: bool) -> Tensor:
+        return model.tokens(
+            x_BL,
+            lambda rows: noise_BLD[rows],
+            positions_N,
+            u_N,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            greedy=greedy,
+        )
+
     with model.evaluating():
         for index in range(num_batches):
             sample_ids_B = first + index * batch_size + torch.arange(batch_size, device=model.device)
@@ -41,8 +53,8 @@ def sample_texts(
             )
             x_BL[:, 0] = bos_id
             texts.append(
-                sample(
-                    model.predict,
+                sample_by(
+                    draw,
                     x_BL,
                     settings=settings,
                     seed=seed,
@@ -55,7 +67,7 @@ def sample_texts(
             )
     mine_SL = torch.cat(texts)
     parts = [torch.empty_like(mine_SL) for _ in range(dp_size)]
-    dist.all_gather(parts, mine_SL, group=model.layout.mpu.dp)
+    dist.all_gather(parts, mine_SL, group=model.groups.mpu.dp)
     return torch.cat(parts)[:num_samples].cpu()
 
 
@@ -67,7 +79,7 @@ def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, se
     Raises:
         UserError: there are fewer blocks than data-parallel ranks.
     """
-    dp_size, group = model.layout.dp_size, model.layout.mpu.dp
+    dp_size = model.groups.dp_size
     batch_size = min(batch_size, len(blocks) // dp_size)
     if batch_size == 0:
         raise UserError(
@@ -80,20 +92,33 @@ def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, se
         seed=seed,
         global_batch_size=per_rank * batch_size * dp_size,
         micro_batch_size=batch_size,
-        dp_rank=model.layout.dp_rank,
+        dp_rank=model.groups.dp_rank,
         dp_size=dp_size,
         sampling_eps=1e-3,
         mask_id=model.architecture.mask_token_id,
-        device=model.device,
     )
-    total = torch.zeros(2, dtype=torch.float64, device=model.device)
-    with model.evaluating(), torch.no_grad():
-        for index in range(plan.num_micro_batches):
-            batch = plan.micro_batch(0, index)
-            logits_NV = model.logits(batch.x_t_BL, batch.mask_noise(model.architecture), batch.positions_N)
-            terms_N = nelbo_terms(
-                logits_NV, batch.labels_N, batch.t_N, model.architecture.mask_token_id, model.vocabulary
+    architecture, device = model.architecture, model.device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for index in range(plan.num_micro_batches):
+        batch = plan.micro_batch(0, index)
+
+        def terms(output: Tensor, which: slice, batch: MicroBatch = batch) -> Tensor:
+            return nelbo_terms(
+                model.logits(output),
+                batch.labels_N[which].to(device),
+                batch.t_N[which].to(device),
+                architecture.mask_token_id,
+                model.vocabulary,
             )
-            total += torch.tensor([terms_N.sum().item(), batch.x_0_BL.numel()], device=model.device)
-    dist.all_reduce(total, group=group)
+
+        terms_N = model.infer(
+            batch.x_t_BL,
+            lambda rows, batch=batch: batch.mask_noise(architecture, device, rows),  # type: ignore[misc]
+            batch.positions_N,
+            terms,
+        )
+        if terms_N is not None and model.groups.tp_rank == 0:
+            total[0] += terms_N.sum()
+            total[1] += batch.x_0_BL.numel()
+    dist.all_reduce(total, group=model.groups.everyone)
     return (total[0] / total[1]).item()

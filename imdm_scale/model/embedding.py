@@ -1,18 +1,24 @@
 """The input of a position: its token's embedding, plus the embedded noise where it is masked.
 
-Shapes: B batch, L positions, D noise dimensions, N masked positions, H width.
+Shapes: B batch, L positions, S those of them that this rank keeps, D noise dimensions, N masked positions, H width.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.model.placement import padded_vocab_size
 
 
 class MaskEmbedding(MegatronModule):
@@ -52,19 +58,29 @@ class MaskEmbedding(MegatronModule):
 
 
 class InputEmbedding(MegatronModule):
-    """E[x] + 1[x = mask] g(e), computed for the masked positions only."""
+    """E[x] + 1[x = mask] g(e), computed for the masked positions only.
+
+    Args:
+        config: Megatron's description of the network, without sequence parallelism: a position is embedded by
+            all tensor-parallel ranks together.
+        architecture: shape of the network.
+        groups: this rank's process groups.
+        sequence_parallel: whether each rank then keeps its shard of the sequence only.
+    """
 
     def __init__(
         self,
         config: TransformerConfig,
         architecture: Architecture,
         groups: ProcessGroupCollection,
-        padded_vocab_size: int,
+        sequence_parallel: bool,
     ) -> None:
         super().__init__(config=config)
+        self.sequence_parallel = sequence_parallel
+        self.tp_group = groups.tp
         self.mask_token_id = architecture.mask_token_id
         self.token_embedding = VocabParallelEmbedding(
-            padded_vocab_size,
+            padded_vocab_size(architecture.vocab_size, groups.tp.size()),
             architecture.hidden_size,
             init_method=config.init_method,
             config=config,
@@ -73,10 +89,13 @@ class InputEmbedding(MegatronModule):
         self.mask_embedding = MaskEmbedding(config, architecture, groups) if architecture.noise_dim else None
 
     def forward(self, input_ids_BL: Tensor, mask_noise_BLD: Tensor) -> Tensor:
-        """Input of the first layer in Megatron's layout, (L, B, H)."""
+        """Input of the first layer in Megatron's layout, (S, B, H)."""
         hidden_BLH = self.token_embedding(input_ids_BL)
         if self.mask_embedding is not None:
             masked = (input_ids_BL == self.mask_token_id).nonzero(as_tuple=True)
             noise_ND = mask_noise_BLD[masked].to(hidden_BLH.dtype)
             hidden_BLH = hidden_BLH.index_put(masked, self.mask_embedding(noise_ND), accumulate=True)
-        return hidden_BLH.transpose(0, 1).contiguous()
+        hidden_LBH = hidden_BLH.transpose(0, 1).contiguous()
+        if not self.sequence_parallel:
+            return hidden_LBH
+        return scatter_to_sequence_parallel_region(hidden_LBH, self.tp_group)

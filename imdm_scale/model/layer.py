@@ -13,19 +13,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    copy_to_tensor_model_parallel_region,
-)
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.utils.checkpoint import checkpoint
 
+from imdm_scale.config.architecture import Architecture
 from imdm_scale.diffusion.noise import Purpose, uniform
+from imdm_scale.model.linear import AttentionInput, AttentionOutput, ColumnLinear, RowLinear
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,26 @@ class DropoutKey:
 class DropoutAdd:
     """Residual addition with counter-based dropout, in the place of Megatron's bias-dropout-add.
 
-    Counter-based, so that a sample's dropout is the same whatever rank or micro-batch it falls into, and a
-    recomputed activation needs no saved RNG state. The stage sets `key` before each training forward and
-    `site`, the operation's place in the network, once.
+    Counter-based, so that a sample's dropout is the same whatever rank, micro-batch or shard of the sequence it
+    falls into, and a recomputed activation needs no saved RNG state. The decoder sets `site`, the operation's
+    place in the network, once, and `key` before each run of the layer.
+
+    Args:
+        num_sites: number of such operations in the whole network.
+        sequence_rank: which shard of the sequence this rank works on; 0 where it works on all of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_sites: int = 1, sequence_rank: int = 0) -> None:
+        self.num_sites = num_sites
+        self.sequence_rank = sequence_rank
         self.site = 0
-        self.num_sites = 1
         self.key: DropoutKey | None = None
 
     def __call__(self, training: bool, fused: bool) -> Callable[..., Tensor]:
-        """Megatron's two-step interface: returns the function of ((x, bias), residual, probability)."""
+        """Megatron's two-step interface: returns the function of ((x, None), residual, probability)."""
 
-        def add(
-            x_with_bias: tuple[Tensor, Tensor | None], residual_SBH: Tensor, probability: float
-        ) -> Tensor:
-            x_SBH, bias = x_with_bias
-            if bias is not None:
-                x_SBH = x_SBH + bias
+        def add(x_and_no_bias: tuple[Tensor, None], residual_SBH: Tensor, probability: float) -> Tensor:
+            x_SBH, _ = x_and_no_bias
             if training and probability > 0:
                 x_SBH = x_SBH * self._scaled_keep(x_SBH, probability)
             return residual_SBH + x_SBH
@@ -68,13 +68,25 @@ class DropoutAdd:
     def _scaled_keep(self, x_SBH: Tensor, probability: float) -> Tensor:
         assert self.key is not None, "a training forward with dropout needs the stage's dropout key"
         length, _, width = x_SBH.shape
-        step = self.key.step * self.num_sites + self.site
-        u_BSH = uniform(self.key.seed, self.key.sample_ids_B, Purpose.DROPOUT, step, length, width)
+        u_BSH = uniform(
+            self.key.seed,
+            self.key.sample_ids_B,
+            Purpose.DROPOUT,
+            self.key.step * self.num_sites + self.site,
+            length,
+            width,
+            first_position=self.sequence_rank * length,
+        )
         return (u_BSH >= probability).transpose(0, 1).to(x_SBH.dtype) / (1 - probability)
 
 
 class CoreAttention(MegatronModule):
-    """Full bidirectional attention by torch's scaled_dot_product_attention, with optional score softcap."""
+    """Full bidirectional attention by torch's scaled_dot_product_attention, with optional score softcap.
+
+    Args:
+        softcap: c > 0 turns scores into c * tanh(scores / c).
+        recompute: keep only queries, keys and values, and attend again in the backward pass.
+    """
 
     def __init__(
         self,
@@ -84,11 +96,13 @@ class CoreAttention(MegatronModule):
         attention_type: str,
         softmax_scale: float | None = None,
         softcap: float = 0.0,
+        recompute: bool = False,
         **megatron_options: Any,
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
         self.softcap = softcap
+        self.recompute = recompute
 
     def forward(
         self,
@@ -99,6 +113,11 @@ class CoreAttention(MegatronModule):
         **megatron_options: Any,
     ) -> Tensor:
         """Attention of (S, B, heads, head width) tensors; the mask is True where attention is forbidden."""
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(self._attend, query, key, value, attention_mask)
+        return self._attend(query, key, value, attention_mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         allowed = None if attention_mask is None else ~attention_mask
         if self.softcap > 0:
@@ -115,59 +134,70 @@ class CoreAttention(MegatronModule):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm with Megatron's constructor, its parameters tagged for sequence parallelism."""
+    """torch's LayerNorm with Megatron's constructor.
 
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float, **megatron_options: Any
-    ) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
-
-
-class HeadLayerNorm(LayerNorm):
-    """The LayerNorm that all heads share, of queries or of keys.
-
-    A tensor-parallel rank has some of the heads, so its gradient of the shared parameters is a part of the sum.
+    Args:
+        gradient_group: the ranks that apply these parameters to different parts of one activation (to shards of
+            the sequence, or to some of the heads), over which their gradient is summed; None where every rank
+            applies them to the whole.
     """
 
-    def __init__(self, *args: Any, tp_group: ProcessGroup, **megatron_options: Any) -> None:
-        super().__init__(*args, **megatron_options)
-        self.tp_group = tp_group
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        gradient_group: ProcessGroup | None = None,
+        **megatron_options: Any,
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.gradient_group = gradient_group
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension, the head's width."""
-        weight = copy_to_tensor_model_parallel_region(self.weight, self.tp_group)
-        bias = copy_to_tensor_model_parallel_region(self.bias, self.tp_group)
+        """Normalise the last dimension."""
+        if self.gradient_group is None:
+            return super().forward(x)
+        weight = copy_to_tensor_model_parallel_region(self.weight, self.gradient_group)
+        bias = copy_to_tensor_model_parallel_region(self.bias, self.gradient_group)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-class AttentionInput(ColumnParallelLinear):
-    """The fused q, k, v projection without a bias (MDLM has none), while the MLP's linears have theirs."""
+def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`function(*inputs)`, computed again in the backward pass instead of keeping its activations.
 
-    def __init__(self, *args: Any, bias: bool, **kwargs: Any) -> None:
-        super().__init__(*args, bias=False, **kwargs)
-
-
-class AttentionOutput(RowParallelLinear):
-    """Attention's output projection, without a bias too."""
-
-    def __init__(self, *args: Any, bias: bool, **kwargs: Any) -> None:
-        super().__init__(*args, bias=False, **kwargs)
+    Reentrant, since the other kind compares the parameters that it meets with those of the forward pass, whose
+    data ZeRO-3 has freed by then. No RNG state is kept: the only randomness is counter-based.
+    """
+    return checkpoint(function, *inputs, use_reentrant=True, preserve_rng_state=False)
 
 
-def layer_spec(qk_norm: bool, softcap: float, tp_group: ProcessGroup) -> ModuleSpec:
-    """Megatron's local layer specification with this project's attention, norms and residual addition."""
-    spec = get_gpt_layer_local_spec(normalization="LayerNorm", qk_layernorm=qk_norm)
+def layer_spec(
+    architecture: Architecture, tp_group: ProcessGroup, sequence_parallel: bool, recompute_attention: bool
+) -> ModuleSpec:
+    """Megatron's local layer specification with this project's linears, attention, norms and residual addition."""
+    spec = get_gpt_layer_local_spec(normalization="LayerNorm", qk_layernorm=architecture.qk_norm)
     layer = spec.submodules
     attention = layer.self_attention
     attention.params["attn_mask_type"] = AttnMaskType.no_mask
-    attention.submodules.core_attention = ModuleSpec(module=CoreAttention, params={"softcap": softcap})
+    attention.submodules.core_attention = ModuleSpec(
+        module=CoreAttention,
+        params={"softcap": architecture.attention_softcap, "recompute": recompute_attention},
+    )
     attention.submodules.linear_qkv = AttentionInput
     attention.submodules.linear_proj = AttentionOutput
-    if qk_norm:
-        norm = ModuleSpec(module=HeadLayerNorm, params={"tp_group": tp_group})
-        attention.submodules.q_layernorm = attention.submodules.k_layernorm = norm
-    layer.input_layernorm = layer.pre_mlp_layernorm = LayerNorm
-    layer.self_attn_bda = layer.mlp_bda = DropoutAdd
+    if architecture.qk_norm:
+        # All heads share these norms, and a rank has some of the heads.
+        head_norm = ModuleSpec(module=LayerNorm, params={"gradient_group": tp_group})
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = head_norm
+    layer.mlp.submodules.linear_fc1 = ColumnLinear
+    layer.mlp.submodules.linear_fc2 = RowLinear
+    norm = ModuleSpec(module=LayerNorm, params={"gradient_group": tp_group if sequence_parallel else None})
+    layer.input_layernorm = layer.pre_mlp_layernorm = norm
+    layer.self_attn_bda = layer.mlp_bda = ModuleSpec(
+        module=DropoutAdd,
+        params={
+            "num_sites": 2 * architecture.num_layers,
+            "sequence_rank": tp_group.rank() if sequence_parallel else 0,
+        },
+    )
     return spec

@@ -1,6 +1,7 @@
 """The IMDM as Megatron-core modules: one pipeline stage of it (the whole network where there is one stage).
 
-Shapes: B batch, L positions, D noise dimensions, N selected positions, H width, V one shard of the vocabulary.
+Shapes: B batch, L positions, S those of them that this rank holds between layers (L, or L / TP where
+sequence-parallel), D noise dimensions, N selected positions, H width, V one shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.diffusion.likelihood import FORBIDDEN_LOGIT
+from imdm_scale.model.decoder import Decoder, Recompute
 from imdm_scale.model.embedding import InputEmbedding
-from imdm_scale.model.layer import DropoutAdd, DropoutKey, LayerNorm, layer_spec
-from imdm_scale.model.vocabulary import ShardedVocabulary
+from imdm_scale.model.head import Head, sharded_vocabulary
+from imdm_scale.model.layer import DropoutKey
 
 
 def transformer_config(
-    architecture: Architecture, tp: int = 1, pp: int = 1, dtype: torch.dtype = torch.float32
+    architecture: Architecture,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: torch.dtype = torch.float32,
+    sequence_parallel: bool = False,
+    virtual_stages: int = 1,
 ) -> TransformerConfig:
     """Megatron's description of the backbone. Weights are left uninitialised: see `model.weights`."""
     return TransformerConfig(
@@ -43,6 +47,8 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
+        sequence_parallel=sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -56,18 +62,19 @@ def transformer_config(
     )
 
 
-def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """The vocabulary rounded up to equal shards. Padded ids are never seen outside the embedding and head."""
-    return -(-vocab_size // tp) * tp
-
-
 class ImdmStage(MegatronModule):
-    """The layers that one pipeline rank holds; the first stage embeds, the last one has the head.
+    """A run of layers that one pipeline rank holds; the first one embeds, the last one has the head.
 
     Args:
         architecture: shape of the whole network.
         groups: this rank's process groups; no global parallel state is read.
         dtype: of the parameters and activations.
+        sequence_parallel: whether tensor-parallel ranks share the sequence between attention and MLP.
+        recompute: what is computed again in the backward pass: "none", "selective" (the attention's core) or
+            "full" (whole layers).
+        has_head: False leaves the last stage's head out, for networks whose hidden states are wanted.
+        virtual_stage: which of this rank's runs of layers this is, where the schedule interleaves several.
+        virtual_stages: how many runs of layers each rank has.
     """
 
     def __init__(
@@ -75,93 +82,76 @@ class ImdmStage(MegatronModule):
         architecture: Architecture,
         groups: ProcessGroupCollection,
         dtype: torch.dtype = torch.float32,
+        *,
+        sequence_parallel: bool = False,
+        recompute: Recompute = "none",
+        has_head: bool = True,
+        virtual_stage: int = 0,
+        virtual_stages: int = 1,
     ) -> None:
         tp, pp = groups.tp.size(), groups.pp.size()
-        config = transformer_config(architecture, tp, pp, dtype)
+        assert virtual_stages == 1 or pp > 1, "only a pipeline has virtual stages"
+        assert architecture.num_layers % (pp * virtual_stages) == 0, "all stages have as many layers"
+        config = transformer_config(architecture, tp, pp, dtype, sequence_parallel, virtual_stages)
         super().__init__(config=config)
         self.architecture = architecture
-        self.is_first = groups.pp.rank() == 0
-        self.is_last = groups.pp.rank() == pp - 1
-        vocab = padded_vocab_size(architecture.vocab_size, tp)
-        self.vocabulary = ShardedVocabulary(groups.tp, vocab // tp)
+        self.tp_group = groups.tp
+        self.is_first = groups.pp.rank() == 0 and virtual_stage == 0
+        self.is_last = groups.pp.rank() == pp - 1 and virtual_stage == virtual_stages - 1
+        self.vocabulary = sharded_vocabulary(architecture, groups)
+        self.received_SBH: Tensor | None = None
 
+        # Embedding and head work on the whole sequence.
+        whole_sequence = transformer_config(architecture, tp, pp, dtype)
         if self.is_first:
-            self.embedding = InputEmbedding(config, architecture, groups, vocab)
-        self.rotary = RotaryEmbedding(
-            architecture.head_dim,
-            rotary_percent=1.0,
-            rotary_base=int(architecture.rope_base),
-            use_cpu_initialization=True,
-            cp_group=groups.cp,
-        )
-        spec = layer_spec(architecture.qk_norm, architecture.attention_softcap, groups.tp)
-        self.decoder = TransformerBlock(
+            self.embedding = InputEmbedding(whole_sequence, architecture, groups, sequence_parallel)
+        self.decoder = Decoder(
             config,
-            TransformerBlockSubmodules(
-                layer_specs=[spec] * (architecture.num_layers // pp), layer_norm=LayerNorm
-            ),
-            pre_process=self.is_first,
-            post_process=self.is_last,
-            pg_collection=groups,
+            architecture,
+            groups,
+            recompute,
+            num_layers=architecture.num_layers // (pp * virtual_stages),
+            has_final_norm=self.is_last,
+            virtual_stage=virtual_stage,
         )
-        if self.is_last:
-            self.head = ColumnParallelLinear(
-                architecture.hidden_size,
-                vocab,
-                config=config,
-                init_method=config.init_method,
-                bias=True,
-                gather_output=False,
-                tp_group=groups.tp,
-            )
-        self._dropout_adds = self._number_dropout_adds()
+        self.has_head = self.is_last and has_head
+        if self.has_head:
+            self.head = Head(whole_sequence, architecture, groups)
 
-    def _number_dropout_adds(self) -> list[DropoutAdd]:
-        adds = []
-        for layer in self.decoder.layers:
-            for place, add in enumerate((layer.self_attn_bda, layer.mlp_bda)):
-                add.site = 2 * (layer.layer_number - 1) + place
-                add.num_sites = 2 * self.architecture.num_layers
-                adds.append(add)
-        return adds
-
-    def set_input_tensor(self, hidden_LBH: Tensor | list[Tensor]) -> None:
+    def set_input_tensor(self, hidden_SBH: Tensor | list[Tensor | None] | None) -> None:
         """Take the previous stage's output (Megatron's pipeline schedules call this)."""
-        self.decoder.set_input_tensor(hidden_LBH[0] if isinstance(hidden_LBH, list) else hidden_LBH)
+        self.received_SBH = hidden_SBH[0] if isinstance(hidden_SBH, list) else hidden_SBH
 
     def forward(
         self,
-        input_ids_BL: Tensor,
-        mask_noise_BLD: Tensor,
-        positions_N: Tensor,
+        input_ids_BL: Tensor | None,
+        mask_noise_BLD: Tensor | None,
+        positions_N: Tensor | None,
         dropout_key: DropoutKey | None = None,
     ) -> Tensor:
         """Raw logits of the selected positions.
 
         Args:
-            input_ids_BL: int64 token ids, masked positions holding the mask id.
-            mask_noise_BLD: the noise e of every position; read at masked positions only.
-            positions_N: int64 row-major indices into (B, L): where logits are wanted.
+            input_ids_BL: int64 token ids, masked positions holding the mask id; read by the first stage only.
+            mask_noise_BLD: the noise e of every position; read at masked positions, by the first stage only.
+            positions_N: int64 row-major indices into (B, L): where logits are wanted; read by the last stage
+                only.
             dropout_key: needed in training where dropout is on.
 
         Returns:
-            (N, V) logits of this rank's shard of the vocabulary on the last stage, where padded ids hold
-            the forbidden logit; (L, B, H) hidden states on the others.
+            On the last stage (N, V) logits of this rank's shard of the vocabulary, where padded ids hold the
+            forbidden logit, or without a head the final hidden states (N, H), whole on every tensor-parallel
+            rank; on the others hidden states (S, B, H).
         """
-        for add in self._dropout_adds:
-            add.key = dropout_key
-        hidden_LBH = self.embedding(input_ids_BL, mask_noise_BLD) if self.is_first else None
-        hidden_LBH = self.decoder(
-            hidden_states=hidden_LBH, attention_mask=None, rotary_pos_emb=self.rotary(input_ids_BL.size(1))
-        )
+        hidden_SBH = self.embedding(input_ids_BL, mask_noise_BLD) if self.is_first else self.received_SBH
+        hidden_SBH = self.decoder(hidden_SBH, dropout_key)
         if not self.is_last:
-            return hidden_LBH
-        hidden_NH = hidden_LBH.transpose(0, 1).flatten(0, 1)[positions_N]
-        logits_NV, _ = self.head(hidden_NH)
-        padding = self.vocabulary.first_id + logits_NV.size(-1) - self.architecture.vocab_size
-        if padding > 0:
-            logits_NV = torch.cat(
-                (logits_NV[:, :-padding], logits_NV.new_full((logits_NV.size(0), padding), FORBIDDEN_LOGIT)),
-                dim=-1,
+            return hidden_SBH
+        hidden_LBH = hidden_SBH
+        if self.config.sequence_parallel:
+            # What follows is the same on every rank and has the whole gradient, so each takes its shard of it.
+            hidden_LBH = gather_from_sequence_parallel_region(
+                hidden_SBH, tensor_parallel_output_grad=False, group=self.tp_group
             )
-        return logits_NV
+        hidden_NH = hidden_LBH.transpose(0, 1).flatten(0, 1)[positions_N]
+        return self.head(hidden_NH) if self.has_head else hidden_NH

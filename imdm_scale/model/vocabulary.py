@@ -15,8 +15,8 @@ from imdm_scale.diffusion.vocabulary import Vocabulary
 class ShardedVocabulary(Vocabulary):
     """Reductions over a vocabulary that is split over a tensor-parallel group.
 
-    The losses of `imdm_scale.diffusion` are written in terms of these two reductions and have hand-written
-    gradients, so that they are exact over shards without ever gathering the logits.
+    The losses and draws of `imdm_scale.diffusion` are written in terms of these reductions, the losses with
+    hand-written gradients, so that both are exact over shards without ever gathering the logits.
 
     Args:
         group: the tensor-parallel process group.
@@ -41,10 +41,12 @@ class ShardedVocabulary(Vocabulary):
             dist.all_reduce(largest_N, op=dist.ReduceOp.MAX, group=self.group)
         return largest_N
 
-    def gather(self, x_NV: Tensor) -> Tensor:
-        """The shards side by side, (N, V * group size), on every rank."""
+    def exclusive_sum(self, x_N: Tensor) -> Tensor:
+        """Sum over the ranks before this one in the group, (N,); zeros on the first."""
         if self.group.size() == 1:
-            return x_NV
-        parts = [torch.empty_like(x_NV) for _ in range(self.group.size())]
-        dist.all_gather(parts, x_NV.contiguous(), group=self.group)
-        return torch.cat(parts, dim=-1)
+            return super().exclusive_sum(x_N)
+        parts = [
+            torch.empty_like(x_N, memory_format=torch.contiguous_format) for _ in range(self.group.size())
+        ]
+        dist.all_gather(parts, x_N.contiguous(), group=self.group)
+        return torch.stack(parts)[: self.group.rank()].sum(0)

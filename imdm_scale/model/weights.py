@@ -10,51 +10,14 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.diffusion.noise import Purpose, uniform
-from imdm_scale.model.stage import ImdmStage, padded_vocab_size
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How one whole tensor is cut over tensor-parallel ranks."""
-
-    name: str
-    """Canonical name."""
-    shard_dim: int | None
-    """The dimension that is cut, None where every rank has the whole."""
-    qkv_heads: int = 0
-    """Number of heads of a fused q, k, v projection, whose rows Megatron orders head by head; else 0."""
-    vocab_size: int = 0
-    """Rows before padding, where the rows are token ids; else 0."""
-
-    def to_shard(self, whole: Tensor, tp_rank: int, tp_size: int) -> Tensor:
-        """The part of a whole canonical tensor that rank `tp_rank` of `tp_size` holds."""
-        if self.qkv_heads:
-            whole = _swap_leading(whole, 3, self.qkv_heads)
-        if self.vocab_size:
-            rows = padded_vocab_size(self.vocab_size, tp_size) - self.vocab_size
-            whole = F.pad(whole, (0, 0) * (whole.dim() - 1) + (0, rows))
-        return whole if self.shard_dim is None else whole.chunk(tp_size, dim=self.shard_dim)[tp_rank]
-
-    def to_whole(self, shards: list[Tensor]) -> Tensor:
-        """Inverse of `to_shard`, from the shards of all tensor-parallel ranks in order."""
-        whole = shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim)
-        if self.vocab_size:
-            whole = whole[: self.vocab_size]
-        return _swap_leading(whole, self.qkv_heads, 3) if self.qkv_heads else whole
-
-
-def _swap_leading(x: Tensor, first: int, second: int) -> Tensor:
-    """Rows ordered (first, second, rest) -> (second, first, rest)."""
-    return x.unflatten(0, (first, second, -1)).transpose(0, 1).flatten(0, 2)
-
+from imdm_scale.model.placement import Placement
+from imdm_scale.model.stage import ImdmStage
 
 _LAYER_NAMES = {
     "input_layernorm.weight": ("norm1.weight", None),
@@ -86,7 +49,10 @@ _VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
 
 
 def placements(stage: ImdmStage) -> Iterator[tuple[torch.nn.Parameter, Placement]]:
-    """Every parameter of a stage with its placement, in a fixed order."""
+    """Every parameter of a stage with its placement, in a fixed order.
+
+    Neither data nor shapes are read, which ZeRO-3 may have put elsewhere.
+    """
     first_layer = stage.decoder.layers[0].layer_number - 1
     for local_name, parameter in stage.named_parameters():
         match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", local_name)
@@ -104,6 +70,20 @@ def placements(stage: ImdmStage) -> Iterator[tuple[torch.nn.Parameter, Placement
                 vocab_size=stage.architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
             ),
         )
+
+
+def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int = 1) -> int:
+    """The pipeline rank that holds a whole tensor.
+
+    Args:
+        name: canonical name.
+        pp: number of pipeline ranks.
+        virtual_stages: runs of layers per rank, which are dealt to the ranks in turn (arXiv 2104.04473).
+    """
+    match = re.match(r"blocks\.(\d+)\.", name)
+    if match:
+        return int(match[1]) * pp * virtual_stages // architecture.num_layers % pp
+    return pp - 1 if name.startswith(("final_norm.", "head.")) else 0
 
 
 @torch.no_grad()

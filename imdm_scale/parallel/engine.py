@@ -1,67 +1,155 @@
 """The student and the teacher, each one network in one DeepSpeed engine.
 
-Shapes: B batch, L positions, D noise dimensions, N selected positions, V one shard of the vocabulary.
+Shapes: B batch, L positions, D noise dimensions, N selected positions, H width, V one shard of the vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.model.layer import DropoutKey
+from imdm_scale.diffusion.inverse_cdf import argmax, inverse_cdf
+from imdm_scale.diffusion.likelihood import forbid_mask
+from imdm_scale.model.decoder import Recompute
+from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
 from imdm_scale.model.vocabulary import ShardedVocabulary
-from imdm_scale.model.weights import load_weights, placements
+from imdm_scale.model.weights import placements
 from imdm_scale.parallel import compat
-from imdm_scale.parallel.layout import RoleLayout
+from imdm_scale.parallel.layout import RoleGroups
 from imdm_scale.parallel.optimizer import adamw
+from imdm_scale.parallel.schedule import NetworkInput, Pipeline, StageChunks
+from imdm_scale.parallel.shards import WholeTensors, write_shard
+
+NoiseOfRows = Callable[[slice], Tensor]
+"""Rows of a batch -> the noise e of their positions, (rows, L, D) float32."""
 
 
-class ModelEngine:
+class ModelEngine(ABC):
     """A network under DeepSpeed. `Student` and `Teacher` are its two kinds."""
 
-    def __init__(self, stage: ImdmStage, layout: RoleLayout, engine: Any) -> None:
-        self.stage, self.layout, self.engine = stage, layout, engine
+    def __init__(self, module: StageChunks, groups: RoleGroups, engine: Any) -> None:
+        self.module, self.groups, self.engine = module, groups, engine
+        self.pipeline = Pipeline(engine, module.stages, groups)
+
+    @property
+    def stages(self) -> Sequence[ImdmStage]:
+        """This rank's parts of the network."""
+        return self.module.stages
 
     @property
     def architecture(self) -> Architecture:
         """Shape of the network."""
-        return self.stage.architecture
+        return self.stages[0].architecture
 
     @property
     def vocabulary(self) -> ShardedVocabulary:
-        """How the columns of `logits` map to token ids."""
-        return self.stage.vocabulary
+        """How the columns of logits map to token ids."""
+        return self.stages[0].vocabulary
 
     @property
     def device(self) -> torch.device:
         """Where the inputs must be."""
         return self.engine.device
 
-    def logits(
+    @abstractmethod
+    def logits(self, output: Tensor) -> Tensor:
+        """Raw logits (N, V) from what the last stage computes."""
+
+    def infer(
         self,
         input_ids_BL: Tensor,
-        mask_noise_BLD: Tensor,
+        noise_of: NoiseOfRows,
         positions_N: Tensor,
-        dropout_key: DropoutKey | None = None,
-    ) -> Tensor:
-        """Raw logits (N, V) of the positions with row-major indices `positions_N` into (B, L)."""
-        compat.set_deepspeed_mpu(self.layout.mpu)
-        return self.engine(input_ids_BL, mask_noise_BLD, positions_N, dropout_key)
+        result: Callable[[Tensor, slice], Tensor],
+    ) -> Tensor | None:
+        """Something of every selected position, without gradient. Collective over the network's ranks.
 
-    def predict(self, input_ids_BL: Tensor, mask_noise_BLD: Tensor) -> Tensor:
-        """Raw logits of every position over the whole vocabulary, (B, L, V), as the sampler wants them."""
+        The batch passes in equal micro-batches, as large as divide it and the layout's micro-batch size allows.
+
+        Args:
+            result: (the last stage's output for some of the positions, which of them) -> one row each.
+
+        Returns:
+            The rows in the order of the positions on the last stage, None elsewhere.
+        """
         batch, length = input_ids_BL.shape
-        positions_N = torch.arange(batch * length, device=input_ids_BL.device)
-        with torch.no_grad():
-            logits_NV = self.vocabulary.gather(self.logits(input_ids_BL, mask_noise_BLD, positions_N))
-        return logits_NV[:, : self.architecture.vocab_size].unflatten(0, (batch, length))
+        limit = self.groups.layout.micro_batch_size
+        size = max(divisor for divisor in range(1, min(batch, limit) + 1) if batch % divisor == 0)
+        # Micro-batch i has the positions from i * size * L on.
+        starts = torch.arange(0, batch + 1, size, device=positions_N.device) * length
+        bounds = torch.searchsorted(positions_N, starts).tolist()
+        inputs = [
+            NetworkInput(
+                input_ids_BL[first : first + size].to(self.device),
+                lambda first=first: noise_of(slice(first, first + size)).to(self.device),  # type: ignore[misc]
+                (positions_N[low:high] - first * length).to(self.device),
+            )
+            for first, low, high in zip(range(0, batch, size), bounds, bounds[1:], strict=False)
+        ]
+        with self.evaluating():
+            rows = self.pipeline.infer(
+                inputs, lambda output, index: result(output, slice(bounds[index], bounds[index + 1]))
+            )
+        return torch.cat(rows) if self.groups.is_last_stage else None
+
+    def draw(
+        self,
+        logits_NV: Tensor,
+        u_N: Tensor,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+    ) -> Tensor:
+        """Token ids (N,) by inverse CDF over the shards of the vocabulary, the same on all of them.
+
+        Args:
+            logits_NV: raw; the mask id is not drawn.
+            u_N: float64 uniforms in [0, 1).
+            greedy: take the likeliest token instead.
+        """
+        logits_NV = forbid_mask(logits_NV, self.architecture.mask_token_id, self.vocabulary)
+        if greedy:
+            return argmax(logits_NV, self.vocabulary)
+        return inverse_cdf(
+            logits_NV, u_N.to(self.device), temperature=temperature, top_p=top_p, vocabulary=self.vocabulary
+        )
+
+    def tokens(
+        self,
+        input_ids_BL: Tensor,
+        noise_of: NoiseOfRows,
+        positions_N: Tensor,
+        u_N: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+    ) -> Tensor:
+        """A token for every selected position, (N,) on every rank of the network: one step of sampling."""
+
+        def drawn(output: Tensor, which: slice) -> Tensor:
+            return self.draw(self.logits(output), u_N[which], temperature, top_p, greedy)
+
+        return self.from_last_stage(
+            self.infer(input_ids_BL, noise_of, positions_N, drawn), positions_N.shape, torch.int64
+        )
+
+    def from_last_stage(self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor that the last stage holds, on every stage."""
+        if x is None:
+            x = torch.empty(*shape, dtype=dtype, device=self.device)
+        if self.groups.pp_size > 1:
+            dist.broadcast(x, src=self.groups.last_stage, group=self.groups.collection.pp)
+        return x
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -78,85 +166,121 @@ class Student(ModelEngine):
     """The network that is trained."""
 
     def __init__(
-        self, stage: ImdmStage, layout: RoleLayout, ds_config: dict[str, Any], **adam_options: Any
+        self, module: StageChunks, groups: RoleGroups, ds_config: dict[str, Any], **adam_options: Any
     ) -> None:
-        for parameter, placement in placements(stage):
-            compat.tag_for_grad_norm(parameter, placement.shard_dim is not None)
-        self.optimizer = adamw(stage.parameters(), **adam_options)
-        engine, *_ = deepspeed.initialize(
-            model=stage, optimizer=self.optimizer, config=ds_config, mpu=layout.mpu
-        )
-        super().__init__(stage, layout, engine)
+        for stage in module.stages:
+            for parameter, placement in placements(stage):
+                compat.tag_for_grad_norm(
+                    parameter, placement.shard_dim is not None, groups.tp_rank, groups.pp_size > 1
+                )
+        self.optimizer = adamw(module.parameters(), **adam_options)
+        self.gradient_clipping = ds_config["gradient_clipping"]
+        self.clips_itself = groups.layout.zero_stage == 0 and not ds_config["bf16"]["enabled"]
+        if self.clips_itself:
+            ds_config = {**ds_config, "gradient_clipping": 0.0}
+        super().__init__(module, groups, _initialize(module, groups, ds_config, optimizer=self.optimizer))
 
-    def backward(self, loss: Tensor, is_last_micro_batch: bool) -> None:
-        """Accumulate gradients; they are reduced over the data-parallel ranks with the last micro-batch."""
-        compat.set_deepspeed_mpu(self.layout.mpu)
-        self.engine.set_gradient_accumulation_boundary(is_last_micro_batch)
-        self.engine.backward(loss)
+    def logits(self, output: Tensor) -> Tensor:
+        """The network ends with its head."""
+        return output
+
+    def accumulate(
+        self, inputs: Sequence[NetworkInput], loss: Callable[[Tensor, int], Tensor]
+    ) -> list[Tensor]:
+        """Gradients of the sum of the micro-batches' losses, averaged over the data-parallel ranks.
+
+        Args:
+            loss: (raw logits (N, V), number of the micro-batch) -> scalar; called on the last stage.
+
+        Returns:
+            The losses on the last stage, an empty list elsewhere.
+        """
+        return self.pipeline.train(inputs, loss)
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear; returns the gradient's global norm before clipping."""
-        compat.set_deepspeed_mpu(self.layout.mpu)
+        compat.set_deepspeed_mpu(self.groups.mpu)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.clips_itself:
+            grad_norm = compat.clip_and_norm(self.engine, self.gradient_clipping)
+            self.engine.step()
+            return grad_norm
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
 
 class Teacher(ModelEngine):
-    """The frozen network that the student learns from."""
+    """The frozen network that the student learns from.
 
-    def __init__(self, stage: ImdmStage, layout: RoleLayout, student_ds_config: dict[str, Any]) -> None:
-        stage.requires_grad_(False)
-        engine, *_ = deepspeed.initialize(
-            model=stage, config=teacher_ds_config(student_ds_config), mpu=layout.mpu
-        )
-        super().__init__(stage, layout, engine)
-        engine.eval()
+    Its engine ends with the final hidden states. The head stands apart, whole on each tensor-parallel rank's shard:
+    on the teacher's last stage to draw tokens, and where the student's loss is computed (`FrozenHead`).
+    """
 
-    @torch.no_grad()
-    def load(self, whole_tensor: Callable[[str], Tensor]) -> None:
-        """Take weights from whole tensors (canonical name -> tensor); each rank keeps only its own part."""
-        for parameter, placement in placements(self.stage):
-            shard = placement.to_shard(whole_tensor(placement.name), self.layout.tp_rank, self.layout.tp_size)
-            partition = compat.partition_of(parameter)
-            if partition is None:
-                parameter.copy_(shard)
-            else:
-                mine = shard.flatten().split(partition.numel())[self.layout.dp_rank :][:1]
-                for part in mine:  # none where the padding reaches over whole ranks
-                    partition[: part.numel()].copy_(part)
-        compat.release_whole_parameters(self.engine)
+    def __init__(self, module: StageChunks, groups: RoleGroups, student_ds_config: dict[str, Any]) -> None:
+        module.requires_grad_(False)
+        ds_config = teacher_ds_config(student_ds_config, groups.layout.zero_stage)
+        super().__init__(module, groups, _initialize(module, groups, ds_config))
+        self.engine.eval()
+        self.head: FrozenHead | None = None
+        if groups.is_last_stage:
+            dtype = self.stages[-1].config.params_dtype
+            self.head = FrozenHead(self.architecture, groups.collection, dtype, self.device)
 
-    @torch.no_grad()
-    def take_weights(self, student: Student) -> None:
-        """Become the student, shard by shard: no weight leaves the rank that holds it.
+    def logits(self, output: Tensor) -> Tensor:
+        """The head applied to final hidden states (N, H)."""
+        assert self.head is not None, "asked for on the last stage"
+        return self.head(output)
 
-        Both must have the same architecture and layout.
+    def hidden_states(
+        self, input_ids_BL: Tensor, noise_of: NoiseOfRows, positions_N: Tensor
+    ) -> Tensor | None:
+        """Final hidden states (N, H) of the selected positions on the last stage, None elsewhere."""
+        return self.infer(input_ids_BL, noise_of, positions_N, lambda output, which: output)
+
+    def load(self, tensors: WholeTensors) -> None:
+        """Take weights from whole tensors; each rank keeps only its own part.
+
+        Args:
+            tensors: (canonical name, tensor) pairs; what this rank has no part of is passed over.
         """
-        for mine, theirs in zip(self.stage.parameters(), student.stage.parameters(), strict=True):
-            my_shard, their_shard = compat.partition_of(mine), compat.partition_of(theirs)
-            if my_shard is None:
-                assert their_shard is None, "teacher and student are partitioned alike"
-                mine.copy_(theirs)
-            else:
-                assert their_shard is not None and my_shard.shape == their_shard.shape
-                my_shard.copy_(their_shard)
+        own = {
+            placement.name: (parameter, placement)
+            for stage in self.stages
+            for parameter, placement in placements(stage)
+        }
+        for name, whole in tensors:
+            if name in own:
+                write_shard(*own[name], whole, self.groups)
+            elif self.head is not None and name.startswith("head."):
+                self.head.write(name, whole)
         compat.release_whole_parameters(self.engine)
 
 
-def teacher_ds_config(student_ds_config: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's DeepSpeed configuration: the student's partitioning and precision, no optimizer.
+def _initialize(module: StageChunks, groups: RoleGroups, ds_config: dict[str, Any], **options: Any) -> Any:
+    is_partitioned = groups.layout.zero_stage == 3
+    if is_partitioned and (groups.pp_size > 1 or not groups.covers_world):
+        compat.compare_traces_among_replicas()
+    with contextlib.ExitStack() as stack:
+        if not groups.covers_world:
+            stack.enter_context(compat.barriers_within(groups.everyone))
+        engine, *_ = deepspeed.initialize(
+            model=module, config=ds_config, mpu=groups.mpu, dist_init_required=False, **options
+        )
+    return engine
 
-    ZeRO-1 and ZeRO-2 partition nothing that a frozen network has, so there the teacher is replicated.
-    No parameter persists unpartitioned, so that `Teacher.take_weights` need only write partitions.
+
+def teacher_ds_config(student_ds_config: dict[str, Any], zero_stage: int) -> dict[str, Any]:
+    """The teacher's DeepSpeed configuration: the student's precision and ZeRO-3 settings, no optimizer.
+
+    No parameter persists unpartitioned, so that `Teacher.load` need only write partitions.
     """
     zero = student_ds_config["zero_optimization"]
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": student_ds_config["train_micro_batch_size_per_gpu"],
         "zero_optimization": {"stage": 0},
     }
-    if zero["stage"] == 3:
+    if zero_stage == 3:
         kept = {key: zero[key] for key in zero if key.startswith("stage3_") or key == "offload_param"}
         config["zero_optimization"] = {**kept, "stage": 3, "stage3_param_persistence_threshold": 0}
     if "bf16" in student_ds_config:
@@ -164,10 +288,44 @@ def teacher_ds_config(student_ds_config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def build_stage(
-    architecture: Architecture, layout: RoleLayout, dtype: torch.dtype, whole_tensor: Callable[[str], Tensor]
-) -> ImdmStage:
-    """This rank's part of a network, filled from whole tensors (canonical name -> float tensor)."""
-    stage = ImdmStage(architecture, layout.collection, dtype)
-    load_weights(stage, whole_tensor, layout.tp_rank, layout.tp_size)
-    return stage
+def build_module(
+    architecture: Architecture,
+    groups: RoleGroups,
+    ds_config: dict[str, Any],
+    dtype: torch.dtype,
+    whole_tensor: Callable[[str], Tensor] | None,
+    *,
+    recompute: Recompute = "none",
+    has_head: bool = True,
+) -> StageChunks:
+    """This rank's part of a network.
+
+    Under ZeRO-3 every parameter is partitioned as soon as it is made, so no rank ever holds more of the network
+    than one layer beside its own partitions.
+
+    Args:
+        ds_config: the engine's.
+        whole_tensor: canonical name -> float tensor, called for this rank's tensors only; None leaves the weights
+            as they are.
+    """
+    config = {**ds_config, "train_batch_size": None, "gradient_accumulation_steps": 1}
+    partitioned = contextlib.nullcontext()
+    if groups.layout.zero_stage == 3:
+        partitioned = deepspeed.zero.Init(
+            data_parallel_group=groups.mpu.dp, config_dict_or_path=config, mpu=groups.mpu
+        )
+    with partitioned:
+        stage = ImdmStage(
+            architecture,
+            groups.collection,
+            dtype,
+            sequence_parallel=groups.layout.sequence_parallel,
+            recompute=recompute,
+            has_head=has_head,
+        )
+        module = StageChunks([stage])
+    if whole_tensor is not None:
+        for stage in module.stages:
+            for parameter, placement in placements(stage):
+                write_shard(parameter, placement, whole_tensor(placement.name), groups)
+    return module

@@ -1,29 +1,33 @@
-"""Which rank is what: from (world size, tensor and pipeline parallel sizes) to explicit process groups.
-
-Tensor parallel ranks are innermost, so that they stay within a node; pipeline stages outermost.
-"""
+"""Explicit process groups from a run's layout. No global parallel state is made or read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from imdm_scale.config.layout import RoleLayout, RunLayout
+
 
 @dataclass(frozen=True)
-class RoleLayout:
-    """One role's (the student's or the teacher's) groups as seen by this rank."""
+class RoleGroups:
+    """One role's (the student's or the teacher's) groups as seen by one of its ranks."""
 
+    layout: RoleLayout
+    """Which rank is what."""
     collection: ProcessGroupCollection
-    """What Megatron-core's modules take."""
+    """What Megatron-core's modules and schedules take."""
     mpu: ModelParallelUnit
     """What DeepSpeed takes."""
+    everyone: dist.ProcessGroup
+    """All ranks of the role."""
+    covers_world: bool
+    """Whether every rank of the run is in the role."""
 
     @property
     def tp_rank(self) -> int:
-        """Rank within the tensor-parallel group."""
+        """Which shard of every layer and of the vocabulary."""
         return self.collection.tp.rank()
 
     @property
@@ -32,14 +36,44 @@ class RoleLayout:
         return self.collection.tp.size()
 
     @property
+    def pp_rank(self) -> int:
+        """Which pipeline stage."""
+        return self.collection.pp.rank()
+
+    @property
+    def pp_size(self) -> int:
+        """Number of pipeline stages."""
+        return self.collection.pp.size()
+
+    @property
     def dp_rank(self) -> int:
-        """Rank within the data-parallel group: which part of the global batch this rank computes."""
+        """Which part of the global batch."""
         return self.collection.dp.rank()
 
     @property
     def dp_size(self) -> int:
         """Number of data-parallel replicas."""
         return self.collection.dp.size()
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether the network's output is computed here."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def last_stage(self) -> int:
+        """Global rank of this rank's peer on the last stage."""
+        return dist.get_global_rank(self.collection.pp, self.pp_size - 1)
+
+
+@dataclass(frozen=True)
+class RunGroups:
+    """The groups of a run as seen by one rank; a role that the rank has no part in is None."""
+
+    student: RoleGroups | None
+    teacher: RoleGroups | None
+    hand_over: dist.ProcessGroup
+    """All ranks: for what goes from teacher to student and nothing else."""
 
 
 class ModelParallelUnit:
@@ -90,35 +124,45 @@ class ModelParallelUnit:
         return self.pp.rank()
 
 
-def _my_group(rank_rows: torch.Tensor) -> dist.ProcessGroup:
-    """Make one group per row (all ranks must call this together) and return the one this rank is in."""
-    mine = None
-    for row in rank_rows.tolist():
-        group = dist.new_group(row)
-        if dist.get_rank() in row:
-            mine = group
-    assert mine is not None, "every rank is in one row"
-    return mine
+def build_groups(layout: RunLayout) -> RunGroups:
+    """Make the groups of both roles. Collective: every rank of the run calls it with the same layout.
 
-
-def build_layout(tp: int, pp: int) -> RoleLayout:
-    """Groups of one role over the whole world. Collective: every rank calls it with the same sizes.
-
-    Args:
-        tp: tensor-parallel size.
-        pp: pipeline-parallel size; tp * pp divides the world size (the configuration's check says so kindly).
+    The roles share no group, so that their collectives may run at the same time.
     """
-    world = dist.get_world_size()
-    dp = world // (tp * pp)
-    if dp * tp * pp != world:
-        raise ValueError(f"world size {world} is not a multiple of tp {tp} x pp {pp}")
-    ranks = torch.arange(world).view(pp, dp, tp)
-    groups = ProcessGroupCollection()
-    groups.tp = _my_group(ranks.reshape(-1, tp))
-    groups.dp = groups.dp_cp = groups.expt_dp = _my_group(ranks.transpose(1, 2).reshape(-1, dp))
-    groups.pp = _my_group(ranks.permute(1, 2, 0).reshape(-1, pp))
-    groups.mp = _my_group(ranks.transpose(0, 1).reshape(dp, pp * tp))
-    groups.cp = groups.ep = groups.expt_tp = _my_group(torch.arange(world).view(world, 1))
-    groups.tp_cp = groups.tp
-    groups.embd = groups.pos_embd = groups.hcp = None
-    return RoleLayout(groups, ModelParallelUnit(groups.tp, groups.pp, groups.dp, groups.mp))
+    return RunGroups(
+        student=_role_groups(layout.student, layout.world_size),
+        teacher=None if layout.teacher is None else _role_groups(layout.teacher, layout.world_size),
+        hand_over=dist.new_group(),
+    )
+
+
+def _role_groups(layout: RoleLayout, world_size: int) -> RoleGroups | None:
+    tp = _my_group(layout.tp_groups)
+    dp = _my_group(layout.dp_groups)
+    pp = _my_group(layout.pp_groups)
+    mp = _my_group(layout.model_groups)
+    alone = _my_group([(rank,) for rank in layout.ranks])
+    everyone = _my_group([layout.ranks])
+    if tp is None:
+        return None
+    collection = ProcessGroupCollection()
+    collection.tp = collection.tp_cp = tp
+    collection.dp = collection.dp_cp = collection.expt_dp = dp
+    collection.pp = pp
+    collection.mp = mp
+    collection.cp = collection.ep = collection.expt_tp = alone
+    collection.embd = collection.pos_embd = collection.hcp = None
+    assert dp is not None and pp is not None and mp is not None and everyone is not None
+    return RoleGroups(
+        layout, collection, ModelParallelUnit(tp, pp, dp, mp), everyone, len(layout.ranks) == world_size
+    )
+
+
+def _my_group(ranks_of_groups: list[tuple[int, ...]]) -> dist.ProcessGroup | None:
+    """Make one group for each tuple of ranks and return the one that this rank is in, if any."""
+    mine = None
+    for ranks in ranks_of_groups:
+        group = dist.new_group(list(ranks))
+        if dist.get_rank() in ranks:
+            mine = group
+    return mine

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from imdm_scale.config.architecture import SIZES
-from imdm_scale.config.check import RANGES, architecture_of, check_config
+from imdm_scale.config.architecture import SIZES, architecture_of
+from imdm_scale.config.check import check_config
+from imdm_scale.config.layout import run_layout
 from imdm_scale.config.load import DEFAULT_RECIPE, build_config, parse_override, read_recipe
+from imdm_scale.config.ranges import COUNT, RANGES
 from imdm_scale.config.schema import settings
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
@@ -33,12 +35,27 @@ def test_layouts_that_fit(world_size: int) -> None:
     check_config(made("parallel.student.tp=2", "parallel.teacher.tp=2"), 2 * world_size)
 
 
-def test_teacher_and_student_share_a_layout() -> None:
-    message = refusal("parallel.student.tp=2", world_size=2)
-    assert "parallel.teacher.tp is 1 and parallel.student.tp is 2" in message
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["parallel.student.tp=2"],
+        ["parallel.teacher.tp=4"],
+        ["parallel.student.tp=2", "parallel.student.pp=2", "parallel.student.sequence_parallel=true"],
+        ["parallel.teacher.pp=4", "teacher.micro_batch_size=16"],
+        ["teacher.placement=disaggregated", "parallel.student.tp=2", "parallel.teacher.pp=2"],
+        ["teacher.placement=disaggregated", "teacher.ranks=1", "train.micro_batch_size=16"],
+        ["teacher.placement=disaggregated", "teacher.ranks=[0,1,3]", "parallel.student.pp=1"],
+        ["teacher.zero_stage=0", "teacher.prefetch=0", "teacher.checksum=true", "train.recompute=full"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_roles_have_layouts_of_their_own(words: list[str]) -> None:
+    config = made("train.global_batch_size=96", *words)
+    check_config(config, 4)
+    run_layout(config, 4, zero_stage=3)
 
 
-@pytest.mark.parametrize("key", [key for key, allowed in RANGES.items() if allowed.low == 1])
+@pytest.mark.parametrize("key", [key for key, allowed in RANGES.items() if allowed == COUNT])
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_counts_are_at_least_one(key: str, value: str) -> None:
     message = refusal(f"{key}={value}")
@@ -65,6 +82,9 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
         ("train.weight_decay", "-1.0", "at least 0"),
         ("evaluate.temperature", "0.0", "above 0"),
         ("seed", "-1", "at least 0"),
+        ("teacher.zero_stage", "1", "0 or 3"),
+        ("teacher.prefetch", "-1", "at least 0"),
+        ("teacher.timeout", "0", "above 0"),
     ],
 )
 def test_ranges(key: str, value: str, allowed: str) -> None:
@@ -97,26 +117,6 @@ def test_heads_and_width() -> None:
     )
 
 
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_tensor_parallel_divides_the_heads(role: str) -> None:
-    message = refusal(f"parallel.{role}.tp=3", world_size=3)
-    assert f"parallel.{role}.tp is 3" in message and "8 attention heads" in message and "2 or 4" in message
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_one_pipeline_stage(role: str) -> None:
-    message = refusal(f"parallel.{role}.pp=2", world_size=2)
-    assert f"parallel.{role}.pp is 2" in message and f"parallel.{role}.pp=1" in message
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_world_size_that_fits_no_layout(role: str) -> None:
-    message = refusal(f"parallel.{role}.tp=4", world_size=6)
-    assert f"parallel.{role}.tp" in message and "4 x 1 = 4" in message and "6 processes" in message
-    assert "start 4 or 8 processes" in message and f"set parallel.{role}.tp to 2." in message
-    assert "start 4 processes, or" in refusal(f"parallel.{role}.tp=4", world_size=2)
-
-
 def test_global_batch_that_does_not_divide() -> None:
     message = refusal("train.global_batch_size=20", world_size=1)
     assert "train.global_batch_size is 20" in message and "set it to 16 or 24" in message
@@ -125,10 +125,19 @@ def test_global_batch_that_does_not_divide() -> None:
     check_config(made("train.global_batch_size=16"), 2)
 
 
-def test_teacher_on_ranks_of_its_own() -> None:
-    message = refusal("teacher.placement=disaggregated")
-    assert "teacher.placement is disaggregated" in message and "same ranks" in message
-    assert "teacher.placement=colocated" in message
+def test_global_batch_divides_among_the_teachers_replicas() -> None:
+    words = ["train.global_batch_size=16", "parallel.student.tp=2"]
+    message = refusal(*words, world_size=4)
+    assert "no multiple of train.micro_batch_size 8 x the teacher's data-parallel size 4 = 32" in message
+    assert "set it to 32, or change train.micro_batch_size." in message
+    message = refusal(*words, "teacher.micro_batch_size=3", world_size=4)
+    assert "no multiple of teacher.micro_batch_size 3 x the teacher's data-parallel size 4 = 12" in message
+    check_config(made(*words, "teacher.micro_batch_size=4"), 4)
+
+
+def test_a_teacher_on_ranks_of_its_own_works_ahead() -> None:
+    message = refusal("teacher.placement=disaggregated", "teacher.prefetch=0", world_size=2)
+    assert "teacher.prefetch is 0" in message and "set it to 1 or more" in message
 
 
 def test_methods_and_where_weights_come_from(tmp_path: Path) -> None:

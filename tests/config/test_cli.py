@@ -93,6 +93,8 @@ def test_help_in_full_for_some_settings() -> None:
     assert "    evaluate.steps  list of int  [1, 2, 4, 8, 16, 32]\n" in text
     assert "    evaluate.at_end  bool  true\n" in text
     assert "      parallel.student.tp  int  1\n" in text
+    assert "    teacher.ranks  int or list of int or null  null\n" in text
+    assert "    evaluate.at_end  bool" in text and "seed" not in help_text(prefixes=("train.", "log."))
 
 
 def test_every_field_has_its_string() -> None:

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from imdm_scale.config.deepspeed_json import REFUSED_KEYS, TOP_LEVEL_KEYS, ZERO_KEYS, resolve_ds_config
+from imdm_scale.config.deepspeed_json import (
+    REFUSED_KEYS,
+    REFUSED_ZERO_KEYS,
+    TOP_LEVEL_KEYS,
+    ZERO_KEYS,
+    resolve_ds_config,
+)
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
 
@@ -24,8 +30,12 @@ def config(**train: Any) -> Config:
 
 
 def refusal(raw: dict[str, Any], **train: Any) -> str:
+    return refusal_of(raw, config(**train), 2)
+
+
+def refusal_of(raw: dict[str, Any], made: Config, world_size: int) -> str:
     with pytest.raises(UserError) as caught:
-        resolve_ds_config(raw, config(**train), 2, JSON, RECIPE)
+        resolve_ds_config(raw, made, world_size, JSON, RECIPE)
     assert "some/zero.json" in str(caught.value)
     return str(caught.value)
 
@@ -121,10 +131,62 @@ def test_unknown_keys() -> None:
     assert "DeepSpeed's documentation" in refusal({"xyzzy": 1})
 
 
-@pytest.mark.parametrize("stage", [0, 4, -1, "3", 2.0, True, None])
+@pytest.mark.parametrize("stage", [4, -1, "3", 2.0, True, None])
 def test_stage(stage: Any) -> None:
     message = refusal({"zero_optimization": {"stage": stage}})
-    assert f"zero_optimization.stage is {stage!r}" in message and "1, 2 or 3" in message
+    assert f"zero_optimization.stage is {stage!r}" in message and "0, 1, 2 or 3" in message
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_is_allowed(stage: int) -> None:
+    raw = {"zero_optimization": {"stage": stage}}
+    assert resolve_ds_config(raw, config(), 2, JSON)["zero_optimization"] == {"stage": stage}
+
+
+def test_the_batch_is_that_of_the_students_ranks() -> None:
+    made = config()
+    made.teacher.placement, made.teacher.ranks, made.parallel.student.pp = "disaggregated", 2, 2
+    made.model.num_layers = 12
+    assert resolve_ds_config({}, made, 6, JSON)["train_batch_size"] == 8  # 2 replicas of 2 stages
+
+
+@pytest.mark.parametrize(
+    ("key", "stage", "allowed"),
+    [
+        ("offload_optimizer", 0, "1, 2 or 3"),
+        ("offload_param", 0, "3"),
+        ("offload_param", 1, "3"),
+        ("offload_param", 2, "3"),
+    ],
+)
+def test_offload_needs_a_stage_that_does_it(key: str, stage: int, allowed: str) -> None:
+    message = refusal({"zero_optimization": {"stage": stage, key: {"device": "cpu"}}})
+    assert f"zero_optimization.{key}.device is 'cpu'" in message and f"stage is {stage}" in message
+    assert f"set the stage to {allowed}, or remove" in message
+    for block in ({"device": "none"}, None):
+        resolve_ds_config({"zero_optimization": {"stage": stage, key: block}}, config(), 2, JSON)
+
+
+@pytest.mark.parametrize("key", REFUSED_ZERO_KEYS)
+def test_zero_options_that_do_not_suit_the_training(key: str) -> None:
+    message = refusal({"zero_optimization": {"stage": 3, key: {}}})
+    assert f"'zero_optimization.{key}'" in message and REFUSED_ZERO_KEYS[key] in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("zero_hpz_partition_size", 2), ("zero_quantized_gradients", True)]
+)
+def test_zero_options_of_plain_data_parallelism(key: str, value: Any) -> None:
+    raw = {"zero_optimization": {"stage": 3, key: value}}
+    resolve_ds_config(raw, config(), 2, JSON)
+    for role in ("student", "teacher"):
+        made = config()
+        getattr(made.parallel, role).pp = 2
+        message = refusal_of(raw, made, 2)
+        assert f"{key} is {value}" in message and f"the {role} has tp 1 x pp 2" in message
+    made = config()
+    made.teacher.placement = "disaggregated"
+    assert "roles are apart" in refusal_of(raw, made, 2)
 
 
 @pytest.mark.parametrize("enabled", [True, "true", 1])
@@ -145,4 +207,5 @@ def test_optimizer_switches_cannot_be_turned() -> None:
 
 def test_no_key_is_both_known_and_refused() -> None:
     assert not TOP_LEVEL_KEYS & set(REFUSED_KEYS)
+    assert not ZERO_KEYS & set(REFUSED_ZERO_KEYS)
     assert "stage" in ZERO_KEYS

@@ -91,9 +91,24 @@ def test_null_can_be_written(word: str) -> None:
     assert build_config([parse_override("model.noise_dim=3"), parse_override(word)]).model.noise_dim is None
 
 
+@pytest.mark.parametrize(
+    ("written_value", "ranks"), [("3", 3), ("[6,7]", [6, 7]), ("[]", []), ("null", None)]
+)
+def test_a_setting_of_several_types(
+    tmp_path: Path, written_value: str, ranks: int | list[int] | None
+) -> None:
+    assert build_config([parse_override(f"teacher.ranks={written_value}")]).teacher.ranks == ranks
+    recipe = written(tmp_path, "r.yaml", f"teacher:\n  ranks: {written_value}\n")
+    assert build_config(read_recipe(recipe)).teacher.ranks == ranks
+
+
 def test_a_reference_between_settings_resolves() -> None:
     config = build_config([parse_override("run_dir=runs/${method.name}")])
     assert config.run_dir == "runs/im_sdtt"
+    words = ["evaluate.batch_size=${train.micro_batch_size}", "train.micro_batch_size=3"]
+    assert build_config([*map(parse_override, words)]).evaluate.batch_size == 3
+    with pytest.raises(UserError, match=r"seed is '\${method.name}' in .* must be an integer"):
+        build_config([parse_override("seed=${method.name}")])
     with pytest.raises(UserError, match="no_such"):
         build_config([parse_override("run_dir=${no_such}")])
 
@@ -201,8 +216,11 @@ def test_a_group_is_no_setting(tmp_path: Path, group: str) -> None:
         ("model.qk_norm=perhaps", "true or false"),
         ("model.noise_dim=x", "an integer, or null"),
         ("run_dir=null", "text"),
-        ("evaluate.steps=4", "a list of int, such as [1, 2, 4, 8, 16, 32]"),
-        ("evaluate.steps=[1,two]", "a list of int"),
+        ("evaluate.steps=4", "a list of integers, such as [1,2,4]"),
+        ("evaluate.steps=[1,two]", "a list of integers"),
+        ("teacher.ranks=last", "an integer or a list of integers, such as [1,2,4], or null"),
+        ("teacher.ranks=[3,x]", "an integer or a list of integers"),
+        ("teacher.checksum=yes", "true or false"),
         ("method.name=sdtt", "one of im_sdtt, pretrain"),
         ("log.wandb=no", "one of off, offline, online"),
         ("train.precision=fp16", "one of fp32, bf16"),

@@ -1,15 +1,23 @@
-"""Losses over a vocabulary that is cut over two processes (here two threads) equal those over the whole."""
+"""Losses and draws over a vocabulary that is cut over processes (here threads) equal those over the whole."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from imdm_scale.diffusion import inverse_cdf as inverse_cdf_module
 from imdm_scale.diffusion.divergence import DIVERGENCES, divergence
+from imdm_scale.diffusion.inverse_cdf import argmax, integer_weights, inverse_cdf
 from imdm_scale.diffusion.likelihood import cross_entropy, forbid_mask, log_softmax, nelbo_terms
+from imdm_scale.diffusion.sampler import SamplerSettings, draw_tokens, sample, sample_by
+from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.diffusion.vocabulary import Vocabulary
 
 CUTS = (0, 13, 40)
@@ -19,9 +27,9 @@ MASK = 25
 class Exchange:
     """What the threads lay on the table between two barriers."""
 
-    def __init__(self) -> None:
-        self.barrier = threading.Barrier(2, timeout=20)
-        self.parts: list[torch.Tensor] = [torch.empty(0), torch.empty(0)]
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size, timeout=20)
+        self.parts: list[torch.Tensor] = [torch.empty(0)] * size
 
     def gather(self, rank: int, part: torch.Tensor) -> torch.Tensor:
         self.parts[rank] = part
@@ -32,14 +40,17 @@ class Exchange:
 
 
 class Shard(Vocabulary):
-    def __init__(self, rank: int, exchange: Exchange) -> None:
-        self.rank, self.exchange, self.first_id = rank, exchange, CUTS[rank]
+    def __init__(self, rank: int, first_id: int, exchange: Exchange) -> None:
+        self.rank, self.first_id, self.exchange = rank, first_id, exchange
 
     def sum(self, x_NV: torch.Tensor) -> torch.Tensor:
         return self.exchange.gather(self.rank, x_NV.sum(-1)).sum(0)
 
     def max(self, x_NV: torch.Tensor) -> torch.Tensor:
         return self.exchange.gather(self.rank, x_NV.amax(-1)).amax(0)
+
+    def exclusive_sum(self, x_N: torch.Tensor) -> torch.Tensor:
+        return self.exchange.gather(self.rank, x_N)[: self.rank].sum(0)
 
 
 def logits(seed: int) -> torch.Tensor:
@@ -59,11 +70,14 @@ def loss_by_name(name: str, x: torch.Tensor, cut: slice, vocabulary: Vocabulary)
     return divergence(name, forbid_mask(x, MASK, vocabulary), teacher, vocabulary)
 
 
-def run_cut(function):
-    """`function(cut, vocabulary)` on both shards at once."""
-    exchange = Exchange()
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(function, slice(*CUTS[r : r + 2]), Shard(r, exchange)) for r in range(2)]
+def run_cut(function, cuts: Sequence[int] = CUTS):
+    """`function(cut, vocabulary)` on all shards at once."""
+    size = len(cuts) - 1
+    exchange = Exchange(size)
+    with ThreadPoolExecutor(size) as pool:
+        jobs = [
+            pool.submit(function, slice(*cuts[r : r + 2]), Shard(r, cuts[r], exchange)) for r in range(size)
+        ]
         return [job.result() for job in jobs]
 
 
@@ -97,3 +111,113 @@ def test_equal_logits_give_exact_zeros_on_both_shards(name):
 
     for loss, grad in run_cut(loss_and_grad):
         assert bool((loss == 0).all()) and bool((grad == 0).all())
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10_000),
+    vocab=st.integers(1, 300),
+    num_shards=st.integers(1, 5),
+    more_padding=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    levels=st.sampled_from([2, 5, 10_000]),
+    temperature=st.sampled_from([0.3, 1.0, 1.7]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.5, 0.9, 1.0]),
+    max_elements=st.sampled_from([7, 500, 2**24]),
+)
+def test_a_draw_does_not_depend_on_how_the_vocabulary_is_cut(
+    seed, vocab, num_shards, more_padding, dtype, levels, temperature, top_p, max_elements
+):
+    """Bit for bit: with ties, forbidden ids, padding, whole shards of it, and uniforms on the CDF's steps."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = 24
+    x = (torch.randint(levels, (rows, vocab), generator=generator) * (24 / levels) - 12).to(dtype)
+    forbidden = torch.rand(rows, vocab, generator=generator) < 0.2
+    forbidden[:, seed % vocab] = False
+    x[forbidden] = -1e6
+    u = torch.rand(rows, generator=generator, dtype=torch.float64)
+    u[0], u[1] = 0.0, 1.0 - 2.0**-53
+    cdf = integer_weights(x, temperature).cumsum(-1)
+    steps = cdf[8:, seed % vocab].double() / cdf[8:, -1]
+    u[8:] = steps.clamp(max=1.0 - 2.0**-53)
+
+    width = -(-vocab // num_shards) + more_padding
+    padded = torch.cat([x, x.new_full((rows, num_shards * width - vocab), -1e6)], -1)
+    cuts = range(0, num_shards * width + 1, width)
+
+    def draw(cut: slice, vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = inverse_cdf(padded[:, cut], u, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+        return ids, argmax(padded[:, cut], vocabulary)
+
+    whole = inverse_cdf(x, u, temperature=temperature, top_p=top_p)
+    assert not bool(forbidden.gather(-1, whole[:, None]).any())
+    with mock.patch.object(inverse_cdf_module, "MAX_ELEMENTS", max_elements):
+        for ids, greedy_ids in run_cut(draw, cuts):
+            assert torch.equal(ids, whole)
+            assert torch.equal(greedy_ids, x.argmax(-1))
+
+
+def network(x_BL: torch.Tensor, noise_BLD: torch.Tensor) -> torch.Tensor:
+    """Logits (B, L, V) that depend on the text and on the noise of masked positions."""
+    table = logits(4).float()
+    context_BL = (x_BL + 3 * x_BL.roll(1, 1) + 5 * x_BL.roll(-1, 1)) % len(table)
+    return table[context_BL] + (x_BL == MASK)[..., None] * noise_BLD.sum(-1, keepdim=True) * table[0]
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_shards_sample_the_texts_of_the_whole(greedy):
+    options = {
+        "settings": SamplerSettings(4, temperature=0.8, top_p=0.9, greedy_last_step=greedy),
+        "seed": 3,
+        "sample_ids_B": torch.arange(5),
+        "mask_id": MASK,
+        "noise_dim": 2,
+    }
+    x_t = torch.full((5, 8), MASK)
+
+    def shard_texts(cut: slice, vocabulary: Vocabulary) -> torch.Tensor:
+        def draw(x_BL, noise_BLD, positions_N, u_N, greedy):
+            logits_NV = network(x_BL, noise_BLD).flatten(0, 1)[positions_N][:, cut]
+            return draw_tokens(
+                logits_NV,
+                u_N,
+                mask_id=MASK,
+                temperature=0.8,
+                top_p=0.9,
+                greedy=greedy,
+                vocabulary=vocabulary,
+            )
+
+        return sample_by(draw, x_t, **options)
+
+    whole = sample(network, x_t, **options)
+    for texts in run_cut(shard_texts, (0, 20, 40)):
+        assert torch.equal(texts, whole)
+
+
+def test_shards_show_the_two_step_targets_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randint(MASK, (5, 8), generator=generator)
+    x_t[torch.rand(5, 8, generator=generator) < 0.7] = MASK
+    noise = torch.rand(5, 8, 2, generator=generator)
+    t = torch.linspace(0.3, 1.0, 5, dtype=torch.float64)
+
+    def targets(cut: slice, vocabulary: Vocabulary) -> torch.Tensor:
+        def teacher(x_BL, noise_BLD, positions_N):
+            return network(x_BL, noise_BLD).flatten(0, 1)[positions_N][:, cut]
+
+        return two_substep_targets(
+            teacher,
+            x_t,
+            noise,
+            t,
+            0.3,
+            mask_id=MASK,
+            seed=1,
+            sample_ids_B=torch.arange(5),
+            step=2,
+            temperature=0.7,
+            vocabulary=vocabulary,
+        )
+
+    assert torch.equal(torch.cat(run_cut(targets, (0, 20, 40)), -1), targets(slice(None), Vocabulary()))

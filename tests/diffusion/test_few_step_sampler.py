@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imdm_scale.diffusion.sampler import SamplerSettings, sample
+from imdm_scale.diffusion.noise import Purpose, uniform
+from imdm_scale.diffusion.sampler import SamplerSettings, draw_tokens, sample, sample_by
 
 FALSE_ALARM = 1e-4
 LENGTH, VOCAB, MASK = 3, 2, 2
@@ -161,6 +162,33 @@ def test_given_positions_stay_all_masks_go_and_evaluations_are_counted(
     assert not bool((x_0 == MASK_8).any())
     for (earlier, _), (later, _) in itertools.pairwise(network.calls):
         assert torch.equal(later[earlier != MASK_8], earlier[earlier != MASK_8])
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_step_asks_only_for_the_positions_that_it_reveals_and_always_once(greedy):
+    """In every step, also without any position: networks cut over processes stay in step."""
+    options = SamplerSettings(5, temperature=0.7, greedy_last_step=greedy)
+    names = {"seed": 11, "sample_ids_B": torch.arange(2), "mask_id": MASK_8, "noise_dim": 2}
+    asked: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+
+    def draw(x_BL, noise_BLD, positions_N, u_N, greedy):
+        asked.append((positions_N, u_N, greedy))
+        logits_NV = Recorder()(x_BL, noise_BLD).flatten(0, 1)[positions_N]
+        return draw_tokens(logits_NV, u_N, mask_id=MASK_8, temperature=0.7, greedy=greedy)
+
+    x_t = torch.full((2, 3), MASK_8)
+    x_0 = sample_by(draw, x_t, settings=options, **names)
+    assert torch.equal(x_0, run(options, x_t))
+    assert len(asked) == 5 and any(len(positions) == 0 for positions, _, _ in asked[:-1])
+    assert torch.cat([positions for positions, _, _ in asked]).sort().values.tolist() == list(range(6))
+    for step, (positions, u, is_greedy) in enumerate(asked):
+        u_BL1 = uniform(11, torch.arange(2), Purpose.TOKEN, step, 3, dtype=torch.float64)
+        assert torch.equal(u, u_BL1.flatten()[positions])
+        assert is_greedy == (greedy and step == 4)
+
+    asked.clear()
+    assert torch.equal(sample_by(draw, x_0, settings=options, **names), x_0)
+    assert [len(positions) for positions, _, _ in asked] == [0] * 5
 
 
 def test_a_network_that_ignores_the_noise_samples_as_without_any_noise():

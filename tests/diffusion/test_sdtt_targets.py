@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from imdm_scale.diffusion.corruption import corrupt
+from imdm_scale.diffusion.inverse_cdf import inverse_cdf
+from imdm_scale.diffusion.likelihood import forbid_mask
 from imdm_scale.diffusion.noise import Purpose, mask_noise, uniform
 from imdm_scale.diffusion.posterior import reverse_masses
 from imdm_scale.diffusion.schedule import alpha, stratified_times
-from imdm_scale.diffusion.targets import two_substep_targets
+from imdm_scale.diffusion.targets import two_substep_targets, two_substeps
 
 BATCH, LENGTH, VOCAB, MASK, DIM = 12, 20, 7, 6, 3
 IDS = torch.arange(BATCH) + 100
@@ -96,6 +98,40 @@ def test_the_teacher_is_asked_twice_whatever_is_left():
     assert torch.equal(log_probs(target), log_probs(teacher_BLV(x_t, noise)[x_t == MASK]))
     clean = torch.zeros_like(x_t)
     assert two_substep_targets(Teacher(), clean, noise, t, 0.5, **names).shape == (0, VOCAB)
+
+
+def test_hidden_states_serve_as_rows_and_every_process_draws():
+    """A network whose end is on one process: there the rows are hidden states, elsewhere there are none."""
+    t = stratified_times(9, 4, BATCH)
+    x_t, noise = state(t)
+    names = {"mask_id": MASK, "seed": 9, "sample_ids_B": IDS, "step": 4}
+    read_out = torch.eye(2 * VOCAB, VOCAB) + torch.eye(2 * VOCAB, VOCAB).roll(VOCAB, 0)
+    sent: list[torch.Tensor] = []
+    asked: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {"end": [], "start": []}
+
+    def hidden_states(x_BL, positions_N):
+        asked["end"].append((x_BL, positions_N))
+        logits_NV = teacher_BLV(x_BL, noise).flatten(0, 1)[positions_N]
+        return torch.cat([logits_NV + 2, torch.full_like(logits_NV, -2.0)], -1)
+
+    def draw(rows, u_N):
+        sent.append(inverse_cdf(forbid_mask(rows @ read_out, MASK), u_N))
+        return sent[-1]
+
+    def nothing(x_BL, positions_N):
+        asked["start"].append((x_BL, positions_N))
+
+    def receive(rows, u_N):
+        assert rows is None and len(u_N) == len(sent[0])
+        return sent[0]
+
+    rows = two_substeps(hidden_states, draw, x_t, t, 0.1, **names)
+    assert two_substeps(nothing, receive, x_t, t, 0.1, **names) is None
+    assert len(sent) == 1 and len(asked["end"]) == len(asked["start"]) == 2
+    for end, start in zip(asked["end"], asked["start"], strict=True):
+        assert torch.equal(end[0], start[0]) and torch.equal(end[1], start[1])
+    expected = two_substep_targets(Teacher(), x_t, noise, t, 0.1, **names)
+    assert torch.allclose(forbid_mask(rows @ read_out, MASK), expected, atol=1e-5)
 
 
 def test_targets_carry_no_gradient_forbid_the_mask_and_leave_the_input_alone():

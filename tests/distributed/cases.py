@@ -13,94 +13,123 @@ import torch
 import torch.distributed as dist
 
 from imdm_scale.checkpoint.save import export_model
-from imdm_scale.checkpoint.weights import gather_weights
 from imdm_scale.config.deepspeed_json import resolve_ds_config
+from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.tree import Config
+from imdm_scale.data.stream import TokenStream
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
-from imdm_scale.distill.ema import Ema
+from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.im_sdtt import ImSdtt
-from imdm_scale.distill.loop import Update, train
+from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.method import Method
 from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.sampling import sample_texts, validation_nelbo
 from imdm_scale.parallel import compat
-from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, build_stage
-from imdm_scale.parallel.layout import build_layout
-from tests.distributed.small_run import Outcome, Weights, small_blocks, small_plan, to_numpy
-from tests.tiny import plain_network, random_input, source, tiny, weights_of
+from imdm_scale.parallel.engine import ModelEngine, Student, Teacher
+from imdm_scale.parallel.layout import build_groups
+from imdm_scale.parallel.shards import whole_weights
+from tests.distributed.small_run import Outcome, Weights, small_architecture, small_blocks, to_numpy
+from tests.tiny import plain_network, random_input, source, weights_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+def method_of(config: Config) -> Method:
+    """The method as the training program makes it."""
+    if config.method.name == "pretrain":
+        return Pretrain()
+    settings = config.method
+    return ImSdtt(settings.divergence, settings.initial_steps, settings.steps_per_round, settings.min_steps)
 
 
-def build_models(config: Config, ds_json: dict[str, Any]) -> tuple[Student, Teacher]:
-    """Student and teacher with the same random weights, as the training program builds them."""
-    architecture = tiny(dropout=config.model.dropout, qk_norm=config.model.qk_norm)
-    ds_config = resolve_ds_config(ds_json, config, dist.get_world_size(), Path("zero.json"))
-    weights = source(weights_of(plain_network(architecture)))
-    dtype, parallel, settings = DTYPES[config.train.precision], config.parallel, config.train
-    layout = build_layout(parallel.student.tp, parallel.student.pp)
-    student = Student(
-        build_stage(architecture, layout, dtype, weights),
-        layout,
+def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
+    """This rank's parts of a run whose networks have the plain network's random weights."""
+    world_size = dist.get_world_size()
+    architecture = small_architecture(config)
+    ds_config = resolve_ds_config(ds_json, config, world_size, Path("zero.json"))
+    layout = run_layout(config, world_size, ds_config["zero_optimization"]["stage"])
+    parts = build_parts(
+        config,
         ds_config,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
+        layout,
+        build_groups(layout),
+        architecture,
+        source(weights_of(plain_network(architecture))),
+        method_of(config),
+        TokenStream(small_blocks(), config.seed),
+        torch.device("cpu"),
     )
-    layout = build_layout(parallel.teacher.tp, parallel.teacher.pp)
-    return student, Teacher(build_stage(architecture, layout, dtype, weights), layout, ds_config)
+    return layout, parts
 
 
-def _train(config: Config, student: Student, teacher: Teacher, ema: Ema) -> Outcome:
-    method: Method = Pretrain()
-    if config.method.name == "im_sdtt":
-        settings = config.method
-        method = ImSdtt(
-            settings.divergence, settings.initial_steps, settings.steps_per_round, settings.min_steps
-        )
-    plan = small_plan(config, student.layout.dp_rank, student.layout.dp_size)
+def run_updates(config: Config, layout: RunLayout, parts: Parts) -> Outcome:
+    """Either side of the training loop."""
     outcome = Outcome()
 
     def record(update: Update) -> None:
         outcome.losses.append(update.loss)
         outcome.grad_norms.append(update.grad_norm)
+        outcome.transport_bytes.append(update.transport_bytes)
 
-    train(config, method, student, teacher, ema, plan, record)
+    method = method_of(config)
+    if parts.service is not None:
+        assert parts.teacher is not None
+        serve(config, layout, method, parts.teacher, parts.service)
+        return outcome
+    assert parts.student is not None and parts.ema is not None and parts.student_plan is not None
+    train(config, layout, method, parts.student, parts.targets, parts.ema, parts.student_plan, record)
     return outcome
 
 
 def train_small(config: Config, ds_json: dict[str, Any]) -> Outcome:
-    """The small run by the product's own engines, methods and loop."""
-    student, teacher = build_models(config, ds_json)
-    ema = Ema(student, config.train.ema_decay)
-    outcome = _train(config, student, teacher, ema)
-    with ema.in_student():
-        outcome.average = _whole(student)
-    outcome.weights = _whole(student)
+    """The small run by the product's own engines, methods and loop; nothing from a teacher's own rank."""
+    layout, parts = build(config, ds_json)
+    outcome = run_updates(config, layout, parts)
+    if parts.student is not None:
+        assert parts.ema is not None
+        with parts.ema.in_student():
+            outcome.average = whole(parts.student)
+        outcome.weights = whole(parts.student)
     return outcome
 
 
-def _whole(model: ModelEngine) -> Weights:
-    return to_numpy(dict(gather_weights(model)))
+def whole(student: Student) -> Weights:
+    """All weights, on every rank of the student."""
+    groups, dtype = student.groups, student.stages[0].config.params_dtype
+    return to_numpy(
+        dict(
+            whole_weights(student, groups.layout, student.architecture, dtype, student.device, groups.everyone)
+        )
+    )
 
 
-def _logits_BLV(model: ModelEngine) -> np.ndarray:
-    with model.evaluating():
-        return model.predict(*random_input(model.architecture)).float().numpy()
+def whole_logits_BLV(model: ModelEngine) -> np.ndarray:
+    """Logits of every position over the whole vocabulary; on the first rank of the last stage, zeros elsewhere."""
+    ids_BL, noise_BLD = random_input(model.architecture)
+    vocabulary, group = model.vocabulary, model.groups.collection.tp
+
+    def gathered(output: torch.Tensor, which: slice) -> torch.Tensor:
+        logits_NV = model.logits(output).float()
+        shards = [torch.empty_like(logits_NV) for _ in range(group.size())]
+        dist.all_gather(shards, logits_NV.contiguous(), group=group)
+        return torch.cat(shards, dim=-1)[:, : model.architecture.vocab_size]
+
+    logits_NV = model.infer(ids_BL, lambda rows: noise_BLD[rows], torch.arange(ids_BL.numel()), gathered)
+    shape = (ids_BL.numel(), model.architecture.vocab_size)
+    assert vocabulary is model.stages[-1].vocabulary
+    return model.from_last_stage(logits_NV, shape, torch.float32).unflatten(0, ids_BL.shape).numpy()
 
 
 def average_in_student(config: Config, ds_json: dict[str, Any]) -> dict[str, np.ndarray]:
     """Logits of the student before, inside and after `Ema.in_student`; its shards before and after."""
-    student, teacher = build_models(config, ds_json)
-    ema = Ema(student, config.train.ema_decay)
-    _train(config, student, teacher, ema)
+    layout, parts = build(config, ds_json)
+    student, ema = parts.student, parts.ema
+    assert student is not None and ema is not None
+    run_updates(config, layout, parts)
     masters = [shard.clone() for shard in compat.master_shards(student.engine)]
     averages = [shard.clone() for shard in ema.shards]
-    before = _logits_BLV(student)
+    before = whole_logits_BLV(student)
     with ema.in_student():
-        inside = _logits_BLV(student)
+        inside = whole_logits_BLV(student)
         swapped = all(
             torch.equal(now, average)
             for now, average in zip(compat.master_shards(student.engine), averages, strict=True)
@@ -110,40 +139,48 @@ def average_in_student(config: Config, ds_json: dict[str, Any]) -> dict[str, np.
     return {
         "before": before,
         "inside": inside,
-        "after": _logits_BLV(student),
+        "after": whole_logits_BLV(student),
         "shards_swapped_and_restored": np.array([swapped, same]),
     }
 
 
 def teacher_through_a_refresh(config: Config, ds_json: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Logits around `Teacher.take_weights` and `Teacher.load`; both networks have been used before."""
-    student, teacher = build_models(config, ds_json)
-    logits = {"first": _logits_BLV(teacher)}
-    ema = Ema(student, config.train.ema_decay)
-    _train(config, student, teacher, ema)
-    logits |= {"student": _logits_BLV(student), "unmoved": _logits_BLV(teacher)}
-    teacher.take_weights(student)
-    logits["taken"] = _logits_BLV(teacher)
-    _train(config, student, teacher, ema)
-    logits |= {"later_student": _logits_BLV(student), "kept": _logits_BLV(teacher)}
-    teacher.load(source(weights_of(plain_network(teacher.architecture))))
-    logits["loaded"] = _logits_BLV(teacher)
+    """Logits around a refresh of the teacher and `Teacher.load`; both networks have been used before."""
+    layout, parts = build(config, ds_json)
+    student, teacher, targets = parts.student, parts.teacher, parts.targets
+    assert student is not None and teacher is not None and targets is not None
+    logits = {"first": whole_logits_BLV(teacher)}
+    run_updates(config, layout, parts)
+    logits |= {"student": whole_logits_BLV(student), "unmoved": whole_logits_BLV(teacher)}
+    dtype = student.stages[0].config.params_dtype
+    targets.refresh(
+        whole_weights(student, layout.student, student.architecture, dtype, student.device)
+    )
+    logits["taken"] = whole_logits_BLV(teacher)
+    run_updates(config, layout, parts)
+    logits |= {"later_student": whole_logits_BLV(student), "kept": whole_logits_BLV(teacher)}
+    teacher.load(weights_of(plain_network(teacher.architecture)).items())
+    logits["loaded"] = whole_logits_BLV(teacher)
     return logits
 
 
 def gathered(config: Config, ds_json: dict[str, Any], folder: Path) -> Weights:
-    """The student's whole weights; the student and the teacher exported to `folder`."""
-    student, teacher = build_models(config, ds_json)
-    tokenizer = Tokenizer.load(None)
-    for name, model in (("student", student), ("teacher", teacher)):
-        export_model(model, tokenizer, folder / name)
-    return _whole(student)
+    """The student's whole weights, also exported to `folder`."""
+    _, parts = build(config, ds_json)
+    assert parts.student is not None
+    export_model(parts.student, Tokenizer.load(None), folder)
+    return whole(parts.student)
 
 
-def sampled(config: Config, ds_json: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """Texts (S, L) of the teacher, and its likelihood bound on as many blocks as fill both worlds."""
-    _, teacher = build_models(config, ds_json)
+def sampled(
+    config: Config, ds_json: dict[str, Any], role: str = "teacher"
+) -> tuple[np.ndarray, float] | None:
+    """Texts (S, L) of a network, and its likelihood bound on as many blocks as fill both worlds."""
+    _, parts = build(config, ds_json)
+    model: Student | Teacher | None = parts.teacher if role == "teacher" else parts.student
+    if model is None:
+        return None
     texts_SL = sample_texts(
-        teacher, SamplerSettings(num_steps=4), num_samples=13, batch_size=4, seed=5, bos_id=1
+        model, SamplerSettings(num_steps=4), num_samples=13, batch_size=4, seed=5, bos_id=1
     )
-    return texts_SL.numpy(), validation_nelbo(teacher, small_blocks()[:16], batch_size=4, seed=6)
+    return texts_SL.numpy(), validation_nelbo(model, small_blocks()[:16], batch_size=4, seed=6)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import TokenStream
 from imdm_scale.diffusion.targets import two_substep_targets
@@ -32,6 +33,8 @@ class Outcome:
     weights: Weights = field(default_factory=dict)
     average: Weights = field(default_factory=dict)
     """The EMA."""
+    transport_bytes: list[int] = field(default_factory=list)
+    """Bytes from other ranks' teachers."""
 
 
 def small_config(
@@ -71,6 +74,16 @@ def zero(stage: int) -> dict[str, Any]:
     }
 
 
+def small_architecture(config: Config) -> Architecture:
+    """The network of a small run."""
+    model = config.model
+    return tiny(
+        dropout=model.dropout,
+        qk_norm=model.qk_norm,
+        **({} if model.num_layers is None else {"num_layers": model.num_layers}),
+    )
+
+
 def tensor_parallel(config: Config, size: int) -> Config:
     """The configuration with both networks cut over `size` ranks."""
     config.parallel.student.tp = config.parallel.teacher.tp = size
@@ -97,7 +110,6 @@ def small_plan(
         dp_size=dp_size,
         sampling_eps=config.method.sampling_eps,
         mask_id=tiny().mask_token_id,
-        device=torch.device("cpu"),
     )
 
 
@@ -108,7 +120,7 @@ def to_numpy(weights: dict[str, Tensor]) -> Weights:
 
 def plain_run(config: Config) -> Outcome:
     """The run by one process, the global batch in one piece, torch's own AdamW, clipping and autograd."""
-    student = plain_network(tiny(qk_norm=config.model.qk_norm))
+    student = plain_network(small_architecture(config))
     teacher = copy.deepcopy(student)
     train = config.train
     plan = small_plan(config, micro_batch_size=train.global_batch_size)
@@ -156,7 +168,7 @@ def _log_probabilities(
 
 
 def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
-    log_p_NV = _log_probabilities(network, batch.x_t_BL, batch.mask_noise(tiny()), batch.positions_N)
+    log_p_NV = _log_probabilities(network, batch.x_t_BL, batch.mask_noise(tiny(), torch.device("cpu")), batch.positions_N)
     picked_N = log_p_NV.gather(-1, batch.labels_N[:, None])[:, 0]
     return (-picked_N / batch.t_N.float()).sum() / batch.x_0_BL.numel()
 
@@ -164,7 +176,7 @@ def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
 def _kl_to_two_substeps(
     student: ImdmForMaskedLM, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float
 ) -> Tensor:
-    noise_BLD = batch.mask_noise(tiny())
+    noise_BLD = batch.mask_noise(tiny(), torch.device("cpu"))
     log_q_NV = two_substep_targets(
         lambda x_BL, e_BLD, positions_N: _log_probabilities(teacher, x_BL, e_BLD, positions_N),
         batch.x_t_BL,

@@ -1,0 +1,193 @@
+"""The networks of a run and the way between them, as far as this rank has a part in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.layout import RunLayout
+from imdm_scale.config.tree import Config
+from imdm_scale.data.stream import TokenStream
+from imdm_scale.distill.ema import Ema
+from imdm_scale.distill.method import Method
+from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
+from imdm_scale.model.head import FrozenHead
+from imdm_scale.parallel.compat import default_store
+from imdm_scale.parallel.engine import Student, Teacher, build_module, teacher_ds_config
+from imdm_scale.parallel.flow_control import FlowControl
+from imdm_scale.parallel.hand_over import HandOver
+from imdm_scale.parallel.layout import RoleGroups, RunGroups
+from imdm_scale.parallel.transport import traffic
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HEAD = ("head.weight", "head.bias")
+WholeTensor = Callable[[str], Tensor]
+"""Canonical name -> whole tensor."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What this rank has of a run; None where it has no part in it."""
+
+    student: Student | None
+    ema: Ema | None
+    """The student's average."""
+    student_plan: BatchPlan | None
+    targets: Targets | None
+    """The student's way to the teacher."""
+    teacher: Teacher | None
+    service: TeacherService | None
+    """The teacher's way to the student, where it has ranks of its own."""
+
+
+def build_parts(
+    config: Config,
+    ds_config: dict[str, Any],
+    layout: RunLayout,
+    groups: RunGroups,
+    architecture: Architecture,
+    weights: WholeTensor,
+    method: Method,
+    stream: TokenStream,
+    device: torch.device,
+) -> Parts:
+    """Networks with the given weights and what connects them. Collective over all ranks of the run.
+
+    Both networks start from the same weights; the student's mask embedding starts at zero effect.
+    """
+    student = ema = student_plan = teacher = None
+    dtype = DTYPES[config.train.precision]
+    if groups.student is not None:
+        student = _build_student(config, ds_config, groups.student, architecture, weights)
+        ema = Ema(student, config.train.ema_decay)
+        student_plan = _plan(config, groups.student, stream, architecture.mask_token_id)
+    if layout.teacher is None:
+        return Parts(student, ema, student_plan, None, None, None)
+
+    if groups.teacher is not None:
+        teacher = build_teacher(ds_config, groups.teacher, architecture, dtype, weights)
+    hand_over = _hand_over(config, layout, groups, architecture, dtype, device)
+    if groups.student is None:
+        assert groups.teacher is not None and teacher is not None
+        teacher_plan = _plan(config, groups.teacher, stream, architecture.mask_token_id)
+        return Parts(
+            None, None, None, None, teacher, TeacherService(hand_over, method, teacher, teacher_plan)
+        )
+
+    assert student_plan is not None
+    head = None
+    if groups.student.is_last_stage:
+        head = _teachers_head(groups, teacher)
+        if head is None:
+            head = FrozenHead(architecture, groups.student.collection, dtype, device)
+            for name in HEAD:
+                head.write(name, weights(name))
+    if teacher is None:
+        targets: Targets = RemoteTargets(hand_over, head, student_plan)
+    else:
+        assert groups.teacher is not None
+        targets = ColocatedTargets(
+            hand_over,
+            head,
+            student_plan,
+            method=method,
+            teacher=teacher,
+            teacher_plan=_plan(config, groups.teacher, stream, architecture.mask_token_id),
+            prefetch=config.teacher.prefetch,
+            last_step=config.train.max_steps,
+        )
+    return Parts(student, ema, student_plan, targets, teacher, None)
+
+
+def _build_student(
+    config: Config,
+    ds_config: dict[str, Any],
+    groups: RoleGroups,
+    architecture: Architecture,
+    weights: WholeTensor,
+) -> Student:
+    train = config.train
+    module = build_module(
+        architecture, groups, ds_config, DTYPES[train.precision], weights, recompute=train.recompute
+    )
+    return Student(
+        module,
+        groups,
+        ds_config,
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+    )
+
+
+def build_teacher(
+    ds_config: dict[str, Any],
+    groups: RoleGroups,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    weights: WholeTensor,
+) -> Teacher:
+    """A frozen network with the given weights."""
+    its_config = teacher_ds_config(ds_config, groups.layout.zero_stage)
+    module = build_module(architecture, groups, its_config, dtype, weights, has_head=False)
+    teacher = Teacher(module, groups, its_config)
+    if teacher.head is not None:
+        for name in HEAD:
+            teacher.head.write(name, weights(name))
+    return teacher
+
+
+def _plan(config: Config, groups: RoleGroups, stream: TokenStream, mask_id: int) -> BatchPlan:
+    return BatchPlan(
+        stream=stream,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=groups.layout.micro_batch_size,
+        dp_rank=groups.dp_rank,
+        dp_size=groups.dp_size,
+        sampling_eps=config.method.sampling_eps,
+        mask_id=mask_id,
+    )
+
+
+def _hand_over(
+    config: Config,
+    layout: RunLayout,
+    groups: RunGroups,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> HandOver:
+    mine = traffic(layout, config.train.global_batch_size, dist.get_rank())
+    flow_control = None
+    if layout.placement == "disaggregated":
+        # A connection of its own: a wait would block the thread that watches for failures.
+        flow_control = FlowControl(
+            mine, default_store().clone(), depth=config.teacher.prefetch, timeout=config.teacher.timeout
+        )
+    return HandOver(
+        mine,
+        groups.hand_over,
+        hidden_size=architecture.hidden_size,
+        dtype=dtype,
+        device=device,
+        checksum=config.teacher.checksum,
+        flow_control=flow_control,
+    )
+
+
+def _teachers_head(groups: RunGroups, teacher: Teacher | None) -> FrozenHead | None:
+    """The teacher's own head, where it is cut as the student needs it."""
+    if teacher is None or groups.student is None or groups.teacher is None:
+        return None
+    mine, its = groups.student, groups.teacher
+    same = mine.tp_size == its.tp_size and mine.pp_size == its.pp_size
+    return teacher.head if same else None

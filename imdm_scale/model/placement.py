@@ -1,0 +1,49 @@
+"""How a whole tensor is cut over tensor-parallel ranks, and put together again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """The vocabulary rounded up to equal shards. Padded ids are never seen outside the embedding and head."""
+    return -(-vocab_size // tp) * tp
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one whole tensor is cut over tensor-parallel ranks."""
+
+    name: str
+    """Canonical name."""
+    shard_dim: int | None
+    """The dimension that is cut, None where every rank has the whole."""
+    qkv_heads: int = 0
+    """Number of heads of a fused q, k, v projection, whose rows Megatron orders head by head; else 0."""
+    vocab_size: int = 0
+    """Rows before padding, where the rows are token ids; else 0."""
+
+    def to_shard(self, whole: Tensor, tp_rank: int, tp_size: int) -> Tensor:
+        """The part of a whole canonical tensor that rank `tp_rank` of `tp_size` holds."""
+        if self.qkv_heads:
+            whole = _swap_leading(whole, 3, self.qkv_heads)
+        if self.vocab_size:
+            rows = padded_vocab_size(self.vocab_size, tp_size) - self.vocab_size
+            whole = F.pad(whole, (0, 0) * (whole.dim() - 1) + (0, rows))
+        return whole if self.shard_dim is None else whole.chunk(tp_size, dim=self.shard_dim)[tp_rank]
+
+    def to_whole(self, shards: list[Tensor]) -> Tensor:
+        """Inverse of `to_shard`, from the shards of all tensor-parallel ranks in order."""
+        whole = shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim)
+        if self.vocab_size:
+            whole = whole[: self.vocab_size]
+        return _swap_leading(whole, self.qkv_heads, 3) if self.qkv_heads else whole
+
+
+def _swap_leading(x: Tensor, first: int, second: int) -> Tensor:
+    """Rows ordered (first, second, rest) -> (second, first, rest)."""
+    return x.unflatten(0, (first, second, -1)).transpose(0, 1).flatten(0, 2)
