@@ -103,6 +103,20 @@ def _check_batches(config: Config, role: RoleLayout) -> None:
             f"train.global_batch_size is {whole}, which is no multiple of {micro} {role.micro_batch_size} x the "
             f"{role.role}'s data-parallel size {role.dp} = {unit}; set it to {either(fitting)}, or change {micro}."
         )
+    if role.virtual_stages == 1:
+        return
+    count, key = whole // unit, f"parallel.{role.role}.virtual_stages"
+    if count % role.pp:
+        raise UserError(
+            f"{key} is {role.virtual_stages}, which needs as many micro-batches as a multiple of "
+            f"parallel.{role.role}.pp, {role.pp}, but an update has {count} on each replica; change "
+            f"train.global_batch_size or the micro-batch size, or set {key}=1."
+        )
+    if config.evaluate.batch_size % role.pp:
+        raise UserError(
+            f"evaluate.batch_size is {config.evaluate.batch_size}, but {key} is {role.virtual_stages}, for which "
+            f"it must be a multiple of parallel.{role.role}.pp, {role.pp}; change it, or set {key}=1."
+        )
 
 
 def _check_evaluation(config: Config) -> None:

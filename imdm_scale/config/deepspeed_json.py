@@ -151,6 +151,13 @@ def _check_zero(zero: dict[str, Any], layout: RunLayout, path: Path) -> None:
                 f"zero_optimization.{key}.device is {device!r} in {path}, but zero_optimization.stage is {stage}, "
                 f"where DeepSpeed does not offload; set the stage to {either(range(least, 4))}, or remove the block."
             )
+    offloaded = zero.get("offload_optimizer") or {}
+    if layout.student.virtual_stages > 1 and offloaded.get("device", "none") != "none":
+        raise UserError(
+            f"zero_optimization.offload_optimizer.device is {offloaded['device']!r} in {path}, but "
+            f"parallel.student.virtual_stages is {layout.student.virtual_stages}, and DeepSpeed would take only the "
+            "gradients of the last backward pass to the host; remove the block, or set it to 1."
+        )
     split = [role for role in layout.roles if role.tp * role.pp > 1]
     for key, neutral in DATA_PARALLEL_ONLY.items():
         if zero.get(key, neutral) != neutral and (split or layout.placement == "disaggregated"):

@@ -46,6 +46,8 @@ class RoleLayout:
     """ZeRO stage of the role's engine."""
     micro_batch_size: int
     """Blocks of text that one replica passes through the network at a time."""
+    virtual_stages: int = 1
+    """Stages that each pipeline rank holds, interleaved where there are more than one."""
 
     @property
     def dp(self) -> int:
@@ -211,4 +213,5 @@ def _role_layout(
         sequence_parallel=parallel.sequence_parallel,
         zero_stage=zero_stage,
         micro_batch_size=micro_batch_size(config, role),
+        virtual_stages=parallel.virtual_stages,
     )

@@ -33,7 +33,8 @@ def layout_table(layout: RunLayout) -> Table:
 
 def _heading(role: RoleLayout) -> str:
     return (
-        f"{role.role}\ntp {role.tp} x pp {role.pp} x dp {role.dp}, ZeRO-{role.zero_stage}\n"
+        f"{role.role}\ntp {role.tp} x pp {role.pp}{f' x {role.virtual_stages} virtual' * (role.virtual_stages > 1)} "
+        f"x dp {role.dp}, ZeRO-{role.zero_stage}\n"
         f"micro-batch {role.micro_batch_size}{', sequence parallel' * role.sequence_parallel}"
     )
 

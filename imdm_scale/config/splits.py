@@ -55,6 +55,8 @@ def check_split(config: Config, role: str, num_ranks: int, world_size: int) -> N
     counts = _nearest_counts(config, role, num_ranks, world_size)
     if "sequence_parallel" in fault:
         remedies.append(f"set parallel.{role}.sequence_parallel=false")
+    elif "virtual_stages" in fault:
+        remedies.append(f"set parallel.{role}.virtual_stages=1")
     elif counts and _fault(config, role, asked.tp * asked.pp, asked) is None:
         counted = either(counts)
         apart = num_ranks < world_size
@@ -116,6 +118,14 @@ def _fault(config: Config, role: str, num_ranks: int, split: Split) -> str | Non
         return f"{setting}.tp is {tp}, which does not divide the {shape.num_heads} attention heads"
     if shape.num_layers % pp:
         return f"{setting}.pp is {pp}, which does not divide the {shape.num_layers} layers"
+    virtual = getattr(config.parallel, role).virtual_stages
+    if virtual > 1 and pp == 1:
+        return f"{setting}.virtual_stages is {virtual}, but {setting}.pp is 1, and only a pipeline has stages"
+    if shape.num_layers % (pp * virtual):
+        return (
+            f"{setting}.pp x {setting}.virtual_stages is {pp} x {virtual}, which does not divide the "
+            f"{shape.num_layers} layers"
+        )
     if num_ranks % (tp * pp):
         return (
             f"{setting}.tp x {setting}.pp is {tp} x {pp} = {tp * pp}, which does not divide the {role}'s "

@@ -93,7 +93,7 @@ class TeacherConfig:
     prefetch: int = 1
     """Updates that the teacher works ahead of the student; 0 (colocated only) computes them in turn."""
     timeout: float = 600.0
-    """disaggregated: seconds that one side waits for the other before the run ends."""
+    """disaggregated: seconds that one side waits for the other, which may be saving, before the run ends."""
     checksum: bool = False
     """Whether every message from teacher to student is verified; for debugging."""
 
@@ -106,6 +106,8 @@ class RoleParallelConfig:
     """Tensor parallel size: ranks that share each layer."""
     pp: int = 1
     """Pipeline parallel size: groups of layers on different ranks."""
+    virtual_stages: int = 1
+    """Groups of layers that each pipeline rank holds; above 1 stages are interleaved, so that ranks idle less."""
     sequence_parallel: bool = False
     """Whether the tensor parallel ranks also share the sequence between layers, which saves activations."""
 

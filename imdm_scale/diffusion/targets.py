@@ -38,7 +38,8 @@ def two_substeps(
     step reveals, which it does with probability min(1, dt / t), and the second step's elsewhere. What the
     second step would reveal has no effect and is not drawn.
 
-    All shapes are known before the first prediction is asked for, so nothing here waits for the network.
+    All shapes are known before the first prediction is asked for, so nothing here waits for the network, whose
+    device may be another than that of x_t.
 
     Args:
         predict: (x_BL, positions_N) -> (N, ...), one row (logits, or the hidden state that they come from) a
@@ -65,12 +66,13 @@ def two_substeps(
     u_R = uniform_N(Purpose.TOKEN)[revealed_R]
 
     rows = predict(x_t_BL, positions_N)
-    ids_R = draw(None if rows is None else rows[revealed_R], u_R)
-    x_s_BL = x_t_BL.flatten().index_put((positions_N[revealed_R],), ids_R).view(x_t_BL.shape)
+    ids_R = draw(None if rows is None else rows[revealed_R.to(rows.device)], u_R)
+    place_R = positions_N[revealed_R].to(ids_R.device)
+    x_s_BL = x_t_BL.to(ids_R.device).flatten().index_put((place_R,), ids_R).view(x_t_BL.shape)
     second_rows = predict(x_s_BL, positions_N[kept_K])
     if rows is None or second_rows is None:
         return None
-    return rows.index_copy_(0, kept_K, second_rows)
+    return rows.index_copy_(0, kept_K.to(rows.device), second_rows)
 
 
 def two_substep_targets(

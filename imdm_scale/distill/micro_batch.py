@@ -17,6 +17,7 @@ from imdm_scale.diffusion.noise import mask_noise
 from imdm_scale.diffusion.schedule import stratified_times
 from imdm_scale.model.layer import DropoutKey
 from imdm_scale.parallel.schedule import NetworkInput
+from imdm_scale.parallel.transport import Dealing
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,14 @@ class BatchPlan:
     mask_id: int
 
     @property
+    def dealing(self) -> Dealing:
+        """Which sample goes where."""
+        return Dealing(self.global_batch_size, self.micro_batch_size, self.dp_size)
+
+    @property
     def num_micro_batches(self) -> int:
         """Micro-batches that each data-parallel rank computes in one update."""
-        return self.global_batch_size // (self.micro_batch_size * self.dp_size)
+        return self.dealing.num_micro_batches
 
     def micro_batch(self, step: int, index: int) -> MicroBatch:
         """Micro-batch `index` of this rank in update `step`.
@@ -99,7 +105,7 @@ class BatchPlan:
         Sample and time slot go together, so the global batch's samples, times and masks are the same for
         every number of ranks and every micro-batch size.
         """
-        first_slot = (index * self.dp_size + self.dp_rank) * self.micro_batch_size
+        first_slot = self.dealing.first_slot(self.dp_rank, index)
         x_0_BL, sample_ids_B = self.stream.batch(
             step * self.global_batch_size + first_slot, self.micro_batch_size
         )

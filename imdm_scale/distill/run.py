@@ -17,7 +17,7 @@ from rich.console import Console
 from imdm_scale.assets import TEACHER
 from imdm_scale.checkpoint.save import export_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
-from imdm_scale.config.check import architecture_of
+from imdm_scale.config.architecture import architecture_of
 from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
@@ -48,7 +48,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     """
     layout = run_layout(config, dist.get_world_size(), ds_config["zero_optimization"]["stage"])
     is_main = dist.get_rank() == layout.student.ranks[0]
-    set_rank_label(_label(layout, dist.get_rank()))
+    set_rank_label(layout.label(dist.get_rank()))
     console = Console(quiet=not is_main)
     tokenizer = Tokenizer.load(_path(config.tokenizer.path))
     architecture = architecture_of(config, tokenizer.vocab_size, tokenizer.mask_id)
@@ -80,7 +80,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     if layout.world_size > 1:
         console.print(layout_table(layout))
 
-    groups = build_groups(layout)
+    groups = build_groups(layout, patience=config.teacher.timeout)
     if source_folder is None:
         weights = fresh_weights(architecture, config.seed)
     else:
@@ -150,11 +150,6 @@ def _train_and_export(
             console.print(f"validation NELBO {nelbo:.4f} nats per token")
             if metrics is not None:
                 (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
-
-
-def _label(layout: RunLayout, rank: int) -> str:
-    """What a rank is: told if it dies."""
-    return "; ".join(f"{role.role}: {role.place_of(rank)}" for role in layout.roles if rank in role.ranks)
 
 
 def _path(setting: str | None) -> Path | None:

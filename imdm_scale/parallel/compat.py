@@ -180,6 +180,15 @@ def let_backward_follow_backward(engine: Any) -> None:
     engine.module.register_forward_hook(at_output)
 
 
+def clear_gradient_partitions(engine: Any) -> None:
+    """Forget the last update's gradients before the first backward pass of the next.
+
+    ZeRO-3 overwrites them in an update's first backward pass and adds to them in the others (stage3.py:2024), but
+    where stages are interleaved that first pass is the first of one chunk of layers only.
+    """
+    engine.optimizer.grad_partitions_flat_buffer.zero_()
+
+
 @contextlib.contextmanager
 def backward_outside_engine(engine: Any) -> Iterator[None]:
     """Let a schedule call torch's backward on the outputs of a ZeRO-0 engine, which then is no more than a module.

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.diffusion.inverse_cdf import argmax, inverse_cdf
-from imdm_scale.diffusion.likelihood import forbid_mask
+from imdm_scale.diffusion.sampler import draw_tokens
 from imdm_scale.model.decoder import Recompute
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
@@ -83,7 +82,8 @@ class ModelEngine(ABC):
         """
         batch, length = input_ids_BL.shape
         limit = self.groups.layout.micro_batch_size
-        size = max(divisor for divisor in range(1, min(batch, limit) + 1) if batch % divisor == 0)
+        unit = self.pipeline.micro_batch_unit
+        size = max(n for n in range(1, min(batch, limit) + 1) if batch % n == 0 and batch // n % unit == 0)
         # Micro-batch i has the positions from i * size * L on.
         starts = torch.arange(0, batch + 1, size, device=positions_N.device) * length
         bounds = torch.searchsorted(positions_N, starts).tolist()
@@ -116,11 +116,14 @@ class ModelEngine(ABC):
             u_N: float64 uniforms in [0, 1).
             greedy: take the likeliest token instead.
         """
-        logits_NV = forbid_mask(logits_NV, self.architecture.mask_token_id, self.vocabulary)
-        if greedy:
-            return argmax(logits_NV, self.vocabulary)
-        return inverse_cdf(
-            logits_NV, u_N.to(self.device), temperature=temperature, top_p=top_p, vocabulary=self.vocabulary
+        return draw_tokens(
+            logits_NV,
+            u_N.to(self.device),
+            mask_id=self.architecture.mask_token_id,
+            temperature=temperature,
+            top_p=top_p,
+            greedy=greedy,
+            vocabulary=self.vocabulary,
         )
 
     def tokens(
@@ -315,15 +318,22 @@ def build_module(
             data_parallel_group=groups.mpu.dp, config_dict_or_path=config, mpu=groups.mpu
         )
     with partitioned:
-        stage = ImdmStage(
-            architecture,
-            groups.collection,
-            dtype,
-            sequence_parallel=groups.layout.sequence_parallel,
-            recompute=recompute,
-            has_head=has_head,
+        virtual_stages = groups.layout.virtual_stages
+        module = StageChunks(
+            [
+                ImdmStage(
+                    architecture,
+                    groups.collection,
+                    dtype,
+                    sequence_parallel=groups.layout.sequence_parallel,
+                    recompute=recompute,
+                    has_head=has_head,
+                    virtual_stage=index,
+                    virtual_stages=virtual_stages,
+                )
+                for index in range(virtual_stages)
+            ]
         )
-        module = StageChunks([stage])
     if whole_tensor is not None:
         for stage in module.stages:
             for parameter, placement in placements(stage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -124,15 +125,19 @@ class ModelParallelUnit:
         return self.pp.rank()
 
 
-def build_groups(layout: RunLayout) -> RunGroups:
+def build_groups(layout: RunLayout, patience: float = 0.0) -> RunGroups:
     """Make the groups of both roles. Collective: every rank of the run calls it with the same layout.
 
     The roles share no group, so that their collectives may run at the same time.
+
+    Args:
+        patience: seconds that a message between the roles may wait for its receiver beside what an operation may
+            take otherwise, so that the flow control's own time-out comes first.
     """
     return RunGroups(
         student=_role_groups(layout.student, layout.world_size),
         teacher=None if layout.teacher is None else _role_groups(layout.teacher, layout.world_size),
-        hand_over=dist.new_group(),
+        hand_over=dist.new_group(timeout=timedelta(minutes=30, seconds=2 * patience)),
     )
 
 

@@ -83,11 +83,23 @@ class Pipeline:
         for stage in stages:
             # The loss comes normalised: the schedule must not divide it by the number of micro-batches.
             stage.config.calculate_per_token_loss = True
-            stage.config.deallocate_pipeline_outputs = groups.pp_size > 1
             stage.config.no_sync_func = self._before_last_micro_batch
+            if len(stages) == 1:
+                stage.config.deallocate_pipeline_outputs = groups.pp_size > 1
+            else:
+                # With two stages the one before and the one after are the same rank. Messages in one batch would be
+                # taken for one another; sent one by one they keep their order. They are then under way while the
+                # computation goes on, so what is sent must not be deallocated.
+                stage.config.batch_p2p_comm, stage.config.overlap_p2p_comm = False, True
+        self.chunks_left = len(self.chunks)
         self.is_partitioned = engine.zero_optimization()
         if groups.pp_size > 1 and self.is_partitioned and engine.optimizer is not None:
             compat.let_backward_follow_backward(engine)
+
+    @property
+    def micro_batch_unit(self) -> int:
+        """What the number of micro-batches must be a multiple of: interleaved stages take turns in whole rounds."""
+        return self.groups.pp_size if len(self.chunks) > 1 else 1
 
     def train(self, inputs: Sequence[NetworkInput], loss: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
         """Forward and backward passes of all micro-batches; gradients are reduced over replicas with the last.
@@ -109,6 +121,8 @@ class Pipeline:
 
             return output, evaluate
 
+        if len(self.chunks) > 1 and self.engine.zero_optimization_partition_weights():
+            compat.clear_gradient_partitions(self.engine)
         if self.is_partitioned:
             return self._run(inputs, finish, forward_only=False)
         with compat.backward_outside_engine(self.engine):
@@ -136,6 +150,7 @@ class Pipeline:
         forward_only: bool,
     ) -> list[Any]:
         compat.set_deepspeed_mpu(self.groups.mpu)
+        self.chunks_left = len(self.chunks)
         batch, length = inputs[0].input_ids_BL.shape
         collection, num_chunks = self.groups.collection, len(self.chunks)
 
@@ -162,9 +177,13 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _before_last_micro_batch(self) -> Iterator[None]:
-        """Megatron-core leaves this before the last backward pass: from there on gradients are reduced."""
-        self.engine.set_gradient_accumulation_boundary(False)
+        """Megatron-core leaves this before the last backward pass of every chunk, and enters it again after.
+
+        The engine reduces all gradients at one time, in the last backward pass of the last chunk.
+        """
+        self.engine.set_gradient_accumulation_boundary(self.chunks_left <= 0)
         try:
             yield
         finally:
-            self.engine.set_gradient_accumulation_boundary(True)
+            self.chunks_left -= 1
+            self.engine.set_gradient_accumulation_boundary(self.chunks_left <= 0)

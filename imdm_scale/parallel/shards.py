@@ -66,7 +66,7 @@ def whole_weights(
             for parameter, placement in placements(stage)
         }
     for name, shape in canonical_shapes(architecture).items():
-        source = layout.rank_at(stage_of(name, architecture, layout.pp), dp=0, tp=0)
+        source = layout.rank_at(stage_of(name, architecture, layout.pp, layout.virtual_stages), dp=0, tp=0)
         whole = None
         if student is not None and name in own:
             whole = _gather(*own[name], student.groups)

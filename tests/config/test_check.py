@@ -208,3 +208,13 @@ def test_architecture_takes_the_size_and_then_the_overrides(size: str) -> None:
     assert (shape.hidden_size, shape.num_layers, shape.num_heads, shape.noise_dim) == (12, 3, 2, 0)
     assert (shape.qk_norm, shape.attention_softcap) == (True, 50.0)
     assert (shape.noise_kind, shape.noise_scale) == ("normal", 2.0)
+
+
+def test_interleaved_stages_take_turns_in_whole_rounds() -> None:
+    interleaved = ["parallel.student.pp=2", "parallel.student.virtual_stages=2", "model.num_layers=4"]
+    check_config(made("train.global_batch_size=64", *interleaved), 2)
+    three = ["train.global_batch_size=48", "train.micro_batch_size=16", "teacher.micro_batch_size=8"]
+    message = refusal(*three, *interleaved, world_size=2)
+    assert "parallel.student.virtual_stages is 2" in message and "an update has 3 on each replica" in message
+    message = refusal("train.global_batch_size=64", "evaluate.batch_size=3", *interleaved, world_size=2)
+    assert "evaluate.batch_size is 3" in message and "a multiple of parallel.student.pp, 2" in message

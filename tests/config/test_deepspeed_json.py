@@ -167,6 +167,14 @@ def test_offload_needs_a_stage_that_does_it(key: str, stage: int, allowed: str) 
         resolve_ds_config({"zero_optimization": {"stage": stage, key: block}}, config(), 2, JSON)
 
 
+def test_interleaved_stages_keep_their_optimizer_on_the_device() -> None:
+    made = config()
+    made.parallel.student.pp = made.parallel.student.virtual_stages = 2
+    raw = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    message = refusal_of(raw, made, 2)
+    assert "offload_optimizer.device is 'cpu'" in message and "parallel.student.virtual_stages is 2" in message
+
+
 @pytest.mark.parametrize("key", REFUSED_ZERO_KEYS)
 def test_zero_options_that_do_not_suit_the_training(key: str) -> None:
     message = refusal({"zero_optimization": {"stage": 3, key: {}}})

@@ -212,6 +212,21 @@ def test_sequence_parallel() -> None:
     assert run_layout(made, 4, 3).student.sequence_parallel
 
 
+def test_virtual_stages() -> None:
+    made = config(student_pp=2)
+    made.model.num_layers, made.parallel.student.virtual_stages = 6, 2
+    assert str(refusal(made, 2)).startswith(
+        "parallel.student.pp x parallel.student.virtual_stages is 2 x 2, which does not divide the 6 layers; "
+    )
+    made.parallel.student.virtual_stages = 3
+    assert run_layout(made, 2, 3).student.virtual_stages == 3
+    made.parallel.student.pp = 1
+    assert str(refusal(made, 1)) == (
+        "parallel.student.virtual_stages is 3, but parallel.student.pp is 1, and only a pipeline has stages; set "
+        "parallel.student.virtual_stages=1."
+    )
+
+
 @pytest.mark.parametrize(
     ("ranks", "world_size", "words", "near"),
     [

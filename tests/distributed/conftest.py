@@ -20,4 +20,4 @@ def pool() -> RankPool:
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., Outcome]:
     """`plain_run` of `small_config` with the given arguments, done once for each."""
-    return cache(lambda *args, **settings: plain_run(small_config(*args, **settings)))
+    return cache(lambda *arguments: plain_run(small_config(*arguments)))

@@ -5,23 +5,49 @@ Shapes: B batch, L positions, N masked positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.load import build_config, parse_override
 from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import TokenStream
+from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from tests.tiny import plain_network, tiny, weights_of
 
 Weights = dict[str, np.ndarray]
+
+SETTINGS = (
+    "method.initial_steps=8",
+    "method.steps_per_round=7",
+    f"model.length={tiny().length}",
+    f"model.hidden_size={tiny().hidden_size}",
+    f"model.num_layers={tiny().num_layers}",
+    f"model.num_heads={tiny().num_heads}",
+    "model.dropout=0",
+    "train.max_steps=20",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=4",
+    "train.learning_rate=3e-3",
+    "train.warmup_steps=3",
+    "train.weight_decay=0.1",
+    "train.gradient_clipping=0.1",
+    "train.adam_eps=1e-5",  # well above the gradients' rounding, which the update would otherwise magnify
+    "train.ema_decay=0.3",
+    "train.precision=fp32",
+)
 
 
 @dataclass
@@ -37,30 +63,15 @@ class Outcome:
     """Bytes from other ranks' teachers."""
 
 
-def small_config(
-    method: str = "pretrain", refresh_from: str = "raw", qk_norm: bool = False, **train: Any
-) -> Config:
-    """Six updates of eight samples, clipped hard; for im_sdtt in rounds of two updates."""
-    config = Config()
-    config.method.name = method  # type: ignore[assignment]
-    config.method.refresh_from = refresh_from  # type: ignore[assignment]
-    config.method.initial_steps, config.method.steps_per_round = 8, 2
-    config.model.length, config.model.dropout, config.model.qk_norm = tiny().length, 0.0, qk_norm
-    settings = {
-        "max_steps": 6,
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "learning_rate": 3e-3,
-        "warmup_steps": 3,
-        "weight_decay": 0.1,
-        "gradient_clipping": 0.1,
-        "adam_eps": 1e-5,  # well above the gradients' rounding, which the update would otherwise magnify
-        "ema_decay": 0.3,
-        "precision": "fp32",
-    }
-    for name, value in {**settings, **train}.items():
-        setattr(config.train, name, value)
-    return config
+def small_config(method: str = "pretrain", *settings: str, **train: Any) -> Config:
+    """Twenty updates of eight samples, clipped hard; for im_sdtt in rounds of seven updates, under three teachers.
+
+    Args:
+        settings: `key=value` words.
+        train: settings under `train`.
+    """
+    config = build_config([parse_override(word) for word in (f"method.name={method}", *SETTINGS, *settings)])
+    return replace(config, train=replace(config.train, **train))
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -76,18 +87,7 @@ def zero(stage: int) -> dict[str, Any]:
 
 def small_architecture(config: Config) -> Architecture:
     """The network of a small run."""
-    model = config.model
-    return tiny(
-        dropout=model.dropout,
-        qk_norm=model.qk_norm,
-        **({} if model.num_layers is None else {"num_layers": model.num_layers}),
-    )
-
-
-def tensor_parallel(config: Config, size: int) -> Config:
-    """The configuration with both networks cut over `size` ranks."""
-    config.parallel.student.tp = config.parallel.teacher.tp = size
-    return config
+    return tiny(dropout=config.model.dropout, qk_norm=config.model.qk_norm)
 
 
 def small_blocks() -> np.ndarray:
@@ -97,17 +97,16 @@ def small_blocks() -> np.ndarray:
     return np.random.default_rng(0).integers(0, architecture.mask_token_id, shape, dtype=np.uint16)
 
 
-def small_plan(
-    config: Config, dp_rank: int = 0, dp_size: int = 1, micro_batch_size: int | None = None
-) -> BatchPlan:
-    """The corpus, dealt as the training program deals it."""
+def small_plan(config: Config) -> BatchPlan:
+    """The corpus, a global batch at a time."""
+    batch_size = config.train.global_batch_size
     return BatchPlan(
         stream=TokenStream(small_blocks(), config.seed),
         seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=micro_batch_size or config.train.micro_batch_size,
-        dp_rank=dp_rank,
-        dp_size=dp_size,
+        global_batch_size=batch_size,
+        micro_batch_size=batch_size,
+        dp_rank=0,
+        dp_size=1,
         sampling_eps=config.method.sampling_eps,
         mask_id=tiny().mask_token_id,
     )
@@ -121,9 +120,9 @@ def to_numpy(weights: dict[str, Tensor]) -> Weights:
 def plain_run(config: Config) -> Outcome:
     """The run by one process, the global batch in one piece, torch's own AdamW, clipping and autograd."""
     student = plain_network(small_architecture(config))
-    teacher = copy.deepcopy(student)
+    teacher = copy.deepcopy(student).eval()
     train = config.train
-    plan = small_plan(config, micro_batch_size=train.global_batch_size)
+    plan = small_plan(config)
     optimizer = torch.optim.AdamW(
         student.parameters(),
         betas=(train.beta1, train.beta2),
@@ -138,12 +137,12 @@ def plain_run(config: Config) -> Outcome:
             fresh = average if config.method.refresh_from == "ema" else weights_of(student)
             teacher.load_state_dict(fresh)
         batch = plan.micro_batch(step, 0)
-        if config.method.name == "pretrain":
-            loss = _nelbo(student, batch)
-        else:
-            loss = _kl_to_two_substeps(
-                student, teacher, batch, dt=2**round_index / config.method.initial_steps
-            )
+        with counter_based_dropout(batch, student.config.num_layers):
+            if config.method.name == "pretrain":
+                loss = _nelbo(student, batch)
+            else:
+                dt = 2**round_index / config.method.initial_steps
+                loss = _kl_to_two_substeps(student, teacher, batch, dt)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), train.gradient_clipping)
@@ -157,6 +156,24 @@ def plain_run(config: Config) -> Outcome:
         outcome.grad_norms.append(norm.item())
     outcome.weights, outcome.average = to_numpy(weights_of(student)), to_numpy(average)
     return outcome
+
+
+@contextlib.contextmanager
+def counter_based_dropout(batch: MicroBatch, num_layers: int) -> Iterator[None]:
+    """torch's dropout has, inside the block, the masks that the engines' networks have in this update."""
+    num_sites = 2 * num_layers
+    sites = itertools.count()
+
+    def dropout(x_BLH: Tensor, probability: float, training: bool) -> Tensor:
+        if not training or probability == 0:
+            return x_BLH
+        _, length, width = x_BLH.shape
+        draw = batch.step * num_sites + next(sites)
+        u_BLH = uniform(batch.seed, batch.sample_ids_B, Purpose.DROPOUT, draw, length, width)
+        return x_BLH * (u_BLH >= probability) / (1 - probability)
+
+    with mock.patch.object(torch.nn.functional, "dropout", dropout):
+        yield
 
 
 def _log_probabilities(

@@ -1,0 +1,179 @@
+"""The ways to do the small run that must all be the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from imdm_scale.config.layout import RoleLayout, RunLayout, run_layout
+from imdm_scale.config.tree import Config
+from tests.distributed.small_run import small_config
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed, and how it is spread over ranks."""
+
+    what: tuple[str, ...]
+    """The method's name and `key=value` words that the result depends on."""
+    how: tuple[str, ...]
+    """`key=value` words that it must not depend on."""
+    stage: int
+    """The student's ZeRO stage."""
+    world_size: int = 4
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return small_config(*self.what, *self.how)
+
+    @property
+    def layout(self) -> RunLayout:
+        """Which rank is what."""
+        return run_layout(self.config, self.world_size, self.stage)
+
+    def __str__(self) -> str:
+        layout, config = self.layout, self.config
+        words = [describe(role, layout) for role in layout.roles]
+        words += [f"dropout {config.model.dropout:g}"] * (config.model.dropout > 0)
+        words += [f"recompute {config.train.recompute}"] * (config.train.recompute != "none")
+        others = ("method.refresh_from", "model.qk_norm", "teacher.prefetch", "teacher.checksum")
+        words += [word for word in (*self.what, *self.how) if word.startswith(others)]
+        return ", ".join(words)
+
+
+def describe(role: RoleLayout, layout: RunLayout) -> str:
+    """`student tp 2 x pp 1 x dp 2 ZeRO-3`, with the ranks where the roles have ranks of their own."""
+    words = [role.role, f"tp {role.tp} x pp {role.pp} x dp {role.dp}", f"ZeRO-{role.zero_stage}"]
+    words += ["sequence-parallel"] * role.sequence_parallel
+    if layout.placement == "disaggregated":
+        words.append(f"on {'+'.join(map(str, role.ranks))}")
+    return " ".join(words)
+
+
+def split(role: str, tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+    """The words that split a network."""
+    setting = f"parallel.{role}"
+    return (f"{setting}.tp={tp}", f"{setting}.pp={pp}", f"{setting}.sequence_parallel={sequence_parallel}")
+
+
+def student(tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+    """The words that split the student."""
+    return split("student", tp, pp, sequence_parallel)
+
+
+def teacher(tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+    """The words that split the teacher."""
+    return split("teacher", tp, pp, sequence_parallel)
+
+
+def micro_batches(student: int, teacher: int | None = None) -> tuple[str, ...]:
+    """The words for the sizes of micro-batches."""
+    words = (f"train.micro_batch_size={student}",)
+    return words if teacher is None else (*words, f"teacher.micro_batch_size={teacher}")
+
+
+def disaggregated(ranks: int | list[int]) -> tuple[str, ...]:
+    """The words that give the teacher ranks of its own."""
+    return ("teacher.placement=disaggregated", f"teacher.ranks={ranks}")
+
+
+DISTIL = ("im_sdtt",)
+PRETRAIN = ("pretrain",)
+DROPOUT = "model.dropout=0.1"
+SPLITS = tuple(product((1, 2), (1, 2)))
+"""Every (tp, pp) of sizes 1 and 2; on four ranks the data-parallel size is 4, 2, 2 and 1."""
+STUDENTS_MICRO_BATCH = {(1, 1): 1, (1, 2): 1, (2, 1): 2, (2, 2): 2}
+"""With several stages this makes four micro-batches, so that forward and backward passes alternate."""
+TEACHERS_MICRO_BATCH = {(1, 1): 1, (1, 2): 2, (2, 1): 2, (2, 2): 4}
+
+COMBINATIONS = [
+    Case(
+        DISTIL,
+        student(*split) + teacher(*split) + micro_batches(STUDENTS_MICRO_BATCH[split], TEACHERS_MICRO_BATCH[split]),
+        stage,
+    )
+    for split in SPLITS
+    for stage in range(4)
+]
+"""Student and teacher alike."""
+
+RECOMPUTE = {0: "none", 1: "selective", 2: "full", 3: "full"}
+COMBINATIONS_WITH_DROPOUT = [
+    Case(
+        (*PRETRAIN, DROPOUT),
+        (
+            *student(tp, pp, sequence_parallel=tp > 1),
+            *micro_batches(STUDENTS_MICRO_BATCH[tp, pp]),
+            f"train.recompute={RECOMPUTE[stage]}",
+        ),
+        stage,
+    )
+    for tp, pp in SPLITS
+    for stage in range(4)
+]
+"""With sequence parallelism where there are tensor-parallel ranks, and every kind of recomputation."""
+
+SEQUENCE_PARALLEL = [
+    Case(
+        DISTIL,
+        (*student(2, pp, True), *teacher(2, pp, True), *micro_batches(2, 4), f"train.recompute={recompute}"),
+        stage,
+    )
+    for pp, stage, recompute in [(1, 1, "none"), (2, 0, "full"), (2, 3, "selective")]
+]
+
+TEACHERS_OF_THEIR_OWN_LAYOUT = [
+    Case(DISTIL, (*how, *more.split()), stage)
+    for how, more, stage in [
+        (student() + teacher(2) + micro_batches(2, 4), "teacher.prefetch=0", 1),
+        (student() + teacher(4) + micro_batches(2, 8), "", 3),
+        (student(2) + teacher(1) + micro_batches(2, 1), "", 3),
+        (student(2) + teacher(4) + micro_batches(4, 4), "teacher.zero_stage=3", 0),
+        (student(2) + teacher(1, 2) + micro_batches(2, 2), "teacher.zero_stage=0", 3),
+        (student(1, 2) + teacher(2) + micro_batches(1, 4), "teacher.prefetch=2", 3),
+        (student(2, 2) + teacher(2) + micro_batches(2, 4), "teacher.zero_stage=0 teacher.prefetch=0", 3),
+        (student(2, 2) + teacher() + micro_batches(2, 2), "teacher.zero_stage=3", 1),
+        (student(1) + teacher(2, 2, True) + micro_batches(1, 4), "teacher.zero_stage=3 teacher.checksum=true", 2),
+        (student(1, 2) + teacher(2, 2) + micro_batches(1, 4), "", 0),
+    ]
+]
+
+DISAGGREGATED = [
+    Case(
+        (*DISTIL, "train.global_batch_size=12", *what),
+        (*disaggregated(ranks), *how, *more.split()),
+        stage,
+    )
+    for what, ranks, how, more, stage in [
+        # One rank and three.
+        ((), 3, student() + teacher() + micro_batches(3, 2), "", 3),
+        ((), [0, 1, 3], student() + teacher() + micro_batches(4, 4), "teacher.zero_stage=3", 0),
+        # Two and two.
+        ((), 2, student(2) + teacher(1, 2) + micro_batches(3, 6), "", 3),
+        ((), [0, 2], student(1, 2) + teacher(2) + micro_batches(3, 4), "teacher.checksum=true", 3),
+        ((), 2, student() + teacher() + micro_batches(3, 2), "teacher.prefetch=2 teacher.zero_stage=3", 2),
+        ((DROPOUT,), 2, student(2, 1, True) + teacher(2, 1, True) + micro_batches(6, 12), "train.recompute=full", 3),
+        # Three and one.
+        ((), [0], student() + teacher() + micro_batches(2, 3), "teacher.prefetch=2", 1),
+        ((), 1, student() + teacher() + micro_batches(4, 12), "teacher.zero_stage=0", 3),
+    ]
+]
+
+VARIANTS = [
+    Case((*DISTIL, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
+    Case((*DISTIL, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
+    Case((*DISTIL, "method.refresh_from=ema"), student(1, 2) + teacher(1, 2) + micro_batches(2), 1),
+    Case((*DISTIL, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
+    Case((*DISTIL, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3),
+]
+"""Other things to compute."""
+
+CASES = [
+    *COMBINATIONS,
+    *COMBINATIONS_WITH_DROPOUT,
+    *SEQUENCE_PARALLEL,
+    *TEACHERS_OF_THEIR_OWN_LAYOUT,
+    *DISAGGREGATED,
+    *VARIANTS,
+]
