@@ -80,11 +80,12 @@ def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, se
         UserError: there are fewer blocks than data-parallel ranks.
     """
     dp_size = model.groups.dp_size
-    batch_size = min(batch_size, len(blocks) // dp_size)
+    unit = model.pipeline.micro_batch_unit
+    batch_size = min(batch_size, len(blocks) // dp_size) // unit * unit
     if batch_size == 0:
         raise UserError(
-            f"data.path has {len(blocks)} blocks of validation text, fewer than the {dp_size} data-parallel "
-            "ranks; give more text or shorten model.length."
+            f"data.path has {len(blocks)} blocks of validation text, but {dp_size} data-parallel ranks need "
+            f"{dp_size * unit} of them; give more text or shorten model.length."
         )
     per_rank = len(blocks) // (batch_size * dp_size)
     plan = BatchPlan(

@@ -165,8 +165,8 @@ class LayerNorm(nn.LayerNorm):
 def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
     """`function(*inputs)`, computed again in the backward pass instead of keeping its activations.
 
-    Reentrant, since the other kind compares the parameters that it meets with those of the forward pass, whose
-    data ZeRO-3 has freed by then. No RNG state is kept: the only randomness is counter-based.
+    Reentrant, as DeepSpeed's own checkpointing is: its hooks, which gather ZeRO-3's parameters and count the gradients
+    that come, then see a plain forward and backward pass. No RNG state is kept: the only randomness is counter-based.
     """
     return checkpoint(function, *inputs, use_reentrant=True, preserve_rng_state=False)
 

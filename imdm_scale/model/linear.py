@@ -2,8 +2,8 @@
 
 Three things differ. The sequence is gathered without Megatron's process-wide buffer, which two networks on
 streams of their own would overwrite for each other. A bias is added where it lives, so that no parameter leaves
-its module (DeepSpeed's ZeRO-3 would keep such a one whole for ever). And what works on a shard of the sequence
-sums its gradient over the group itself, so that it is right under any ZeRO stage.
+its module (DeepSpeed's ZeRO-3 keeps such a one whole until the optimizer's step). And what works on a shard of the
+sequence sums its gradient over the group itself, so that it is right under any ZeRO stage.
 
 Shapes: S positions (T where sequence-parallel ranks hold a shard each), B batch, H and F widths in and out.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -84,19 +84,6 @@ def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int
     if match:
         return int(match[1]) * pp * virtual_stages // architecture.num_layers % pp
     return pp - 1 if name.startswith(("final_norm.", "head.")) else 0
-
-
-@torch.no_grad()
-def load_weights(stage: ImdmStage, whole_tensor: Callable[[str], Tensor], tp_rank: int, tp_size: int) -> None:
-    """Fill a stage's parameters from whole tensors, one at a time.
-
-    Args:
-        stage: its parameters must not be partitioned yet.
-        whole_tensor: canonical name -> whole tensor, for example a file's or `initial_weight`.
-        tp_rank, tp_size: this rank's place in the tensor-parallel group.
-    """
-    for parameter, placement in placements(stage):
-        parameter.copy_(placement.to_shard(whole_tensor(placement.name), tp_rank, tp_size))
 
 
 def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -203,6 +203,33 @@ def backward_outside_engine(engine: Any) -> Iterator[None]:
         engine._running_engine_backward = False
 
 
+def tag_gradients_for_norm(module: torch.nn.Module) -> None:
+    """Give the gradients the tags of their parameters (`tag_for_grad_norm`).
+
+    Without ZeRO and in bf16, DeepSpeed looks for the tags on the gradients themselves
+    (fp16/unfused_optimizer.py:214), and would leave out all shards but those of the first tensor-parallel rank.
+    """
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            for tag in ("tensor_model_parallel", "model_parallel"):
+                setattr(parameter.grad, tag, getattr(parameter, tag, False))
+
+
+@contextlib.contextmanager
+def no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """The optimizer's step does nothing inside the block.
+
+    Without ZeRO and in bf16, DeepSpeed takes a step with zero gradients when it wraps an optimizer
+    (fp16/unfused_optimizer.py:425, fp16/fused_optimizer.py:130). The weights would decay once more than they
+    should, and Adam's correction of its first updates would count one too many. For ZeRO-0 only.
+    """
+    optimizer.step = lambda: None
+    try:
+        yield
+    finally:
+        del optimizer.step
+
+
 def clip_and_norm(engine: Any, max_norm: float) -> float:
     """Clip the gradients of an fp32 ZeRO-0 engine and return their norm before.
 
@@ -232,9 +259,8 @@ def master_shards(engine: Any) -> list[Tensor]:
 def release_whole_parameters(engine: Any) -> None:
     """Keep the partitions of ZeRO-3's parameters only; does nothing where parameters are not partitioned.
 
-    DeepSpeed leaves parameters whole after an evaluation, and those that a module returned (as Megatron-core's
-    linears return their bias) in any case: parameter_offload.py:386, partitioned_param_coordinator.py:528.
-    Partitions that were written meanwhile would not be seen.
+    DeepSpeed leaves parameters whole after an evaluation (partitioned_param_coordinator.py:528). Partitions that were
+    written meanwhile would not be seen.
     """
     engine.empty_partition_cache()
 

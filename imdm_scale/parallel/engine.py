@@ -181,7 +181,11 @@ class Student(ModelEngine):
         self.clips_itself = groups.layout.zero_stage == 0 and not ds_config["bf16"]["enabled"]
         if self.clips_itself:
             ds_config = {**ds_config, "gradient_clipping": 0.0}
-        super().__init__(module, groups, _initialize(module, groups, ds_config, optimizer=self.optimizer))
+        with contextlib.ExitStack() as stack:
+            if groups.layout.zero_stage == 0:
+                stack.enter_context(compat.no_first_step(self.optimizer))
+            engine = _initialize(module, groups, ds_config, optimizer=self.optimizer)
+        super().__init__(module, groups, engine)
 
     def logits(self, output: Tensor) -> Tensor:
         """The network ends with its head."""
@@ -209,6 +213,8 @@ class Student(ModelEngine):
             grad_norm = compat.clip_and_norm(self.engine, self.gradient_clipping)
             self.engine.step()
             return grad_norm
+        if self.groups.layout.zero_stage == 0:
+            compat.tag_gradients_for_norm(self.engine.module)
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
@@ -285,7 +291,13 @@ def teacher_ds_config(student_ds_config: dict[str, Any], zero_stage: int) -> dic
     }
     if zero_stage == 3:
         kept = {key: zero[key] for key in zero if key.startswith("stage3_") or key == "offload_param"}
-        config["zero_optimization"] = {**kept, "stage": 3, "stage3_param_persistence_threshold": 0}
+        # overlap_comm: parameters are gathered on a stream of the engine's own, not on the student's.
+        config["zero_optimization"] = {
+            **kept,
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "overlap_comm": True,
+        }
     if "bf16" in student_ds_config:
         config["bf16"] = student_ds_config["bf16"]
     return config

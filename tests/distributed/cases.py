@@ -26,7 +26,7 @@ from imdm_scale.distill.method import Method
 from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.sampling import sample_texts, validation_nelbo
 from imdm_scale.parallel import compat
-from imdm_scale.parallel.engine import ModelEngine, Student, Teacher
+from imdm_scale.parallel.engine import ModelEngine, Student
 from imdm_scale.parallel.layout import build_groups
 from imdm_scale.parallel.shards import whole_weights
 from tests.distributed.small_run import Outcome, Weights, small_architecture, small_blocks, to_numpy
@@ -38,7 +38,13 @@ def method_of(config: Config) -> Method:
     if config.method.name == "pretrain":
         return Pretrain()
     settings = config.method
-    return ImSdtt(settings.divergence, settings.initial_steps, settings.steps_per_round, settings.min_steps)
+    return ImSdtt(
+        settings.divergence,
+        settings.initial_steps,
+        settings.steps_per_round,
+        settings.min_steps,
+        settings.teacher_temperature,
+    )
 
 
 def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
@@ -97,26 +103,27 @@ def whole(student: Student) -> Weights:
     groups, dtype = student.groups, student.stages[0].config.params_dtype
     return to_numpy(
         dict(
-            whole_weights(student, groups.layout, student.architecture, dtype, student.device, groups.everyone)
+            whole_weights(
+                student, groups.layout, student.architecture, dtype, student.device, groups.everyone
+            )
         )
     )
 
 
 def whole_logits_BLV(model: ModelEngine) -> np.ndarray:
-    """Logits of every position over the whole vocabulary; on the first rank of the last stage, zeros elsewhere."""
+    """Logits of every position over the whole vocabulary, on every rank of the network."""
     ids_BL, noise_BLD = random_input(model.architecture)
-    vocabulary, group = model.vocabulary, model.groups.collection.tp
+    group, vocab_size = model.groups.collection.tp, model.architecture.vocab_size
 
     def gathered(output: torch.Tensor, which: slice) -> torch.Tensor:
         logits_NV = model.logits(output).float()
         shards = [torch.empty_like(logits_NV) for _ in range(group.size())]
         dist.all_gather(shards, logits_NV.contiguous(), group=group)
-        return torch.cat(shards, dim=-1)[:, : model.architecture.vocab_size]
+        return torch.cat(shards, dim=-1)[:, :vocab_size]
 
     logits_NV = model.infer(ids_BL, lambda rows: noise_BLD[rows], torch.arange(ids_BL.numel()), gathered)
-    shape = (ids_BL.numel(), model.architecture.vocab_size)
-    assert vocabulary is model.stages[-1].vocabulary
-    return model.from_last_stage(logits_NV, shape, torch.float32).unflatten(0, ids_BL.shape).numpy()
+    logits_NV = model.from_last_stage(logits_NV, (ids_BL.numel(), vocab_size), torch.float32)
+    return logits_NV.unflatten(0, ids_BL.shape).numpy()
 
 
 def average_in_student(config: Config, ds_json: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -153,9 +160,7 @@ def teacher_through_a_refresh(config: Config, ds_json: dict[str, Any]) -> dict[s
     run_updates(config, layout, parts)
     logits |= {"student": whole_logits_BLV(student), "unmoved": whole_logits_BLV(teacher)}
     dtype = student.stages[0].config.params_dtype
-    targets.refresh(
-        whole_weights(student, layout.student, student.architecture, dtype, student.device)
-    )
+    targets.refresh(whole_weights(student, layout.student, student.architecture, dtype, student.device))
     logits["taken"] = whole_logits_BLV(teacher)
     run_updates(config, layout, parts)
     logits |= {"later_student": whole_logits_BLV(student), "kept": whole_logits_BLV(teacher)}
@@ -164,23 +169,23 @@ def teacher_through_a_refresh(config: Config, ds_json: dict[str, Any]) -> dict[s
     return logits
 
 
-def gathered(config: Config, ds_json: dict[str, Any], folder: Path) -> Weights:
-    """The student's whole weights, also exported to `folder`."""
+def exported(config: Config, ds_json: dict[str, Any], folder: Path) -> Weights | None:
+    """The student's whole weights, also written to `folder`; None on ranks without a student."""
     _, parts = build(config, ds_json)
-    assert parts.student is not None
+    if parts.student is None:
+        return None
     export_model(parts.student, Tokenizer.load(None), folder)
     return whole(parts.student)
 
 
-def sampled(
-    config: Config, ds_json: dict[str, Any], role: str = "teacher"
-) -> tuple[np.ndarray, float] | None:
-    """Texts (S, L) of a network, and its likelihood bound on as many blocks as fill both worlds."""
+def sampled(config: Config, ds_json: dict[str, Any]) -> list[tuple[np.ndarray, float]]:
+    """Of this rank's networks, the student first: texts (S, L), and the likelihood bound on some blocks."""
     _, parts = build(config, ds_json)
-    model: Student | Teacher | None = parts.teacher if role == "teacher" else parts.student
-    if model is None:
-        return None
-    texts_SL = sample_texts(
-        model, SamplerSettings(num_steps=4), num_samples=13, batch_size=4, seed=5, bos_id=1
-    )
-    return texts_SL.numpy(), validation_nelbo(model, small_blocks()[:16], batch_size=4, seed=6)
+    return [
+        (
+            sample_texts(model, SamplerSettings(num_steps=4), 13, batch_size=4, seed=5, bos_id=1).numpy(),
+            validation_nelbo(model, small_blocks()[:16], batch_size=4, seed=6),
+        )
+        for model in (parts.student, parts.teacher)
+        if model is not None
+    ]

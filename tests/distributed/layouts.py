@@ -44,27 +44,37 @@ class Case:
 
 def describe(role: RoleLayout, layout: RunLayout) -> str:
     """`student tp 2 x pp 1 x dp 2 ZeRO-3`, with the ranks where the roles have ranks of their own."""
-    words = [role.role, f"tp {role.tp} x pp {role.pp} x dp {role.dp}", f"ZeRO-{role.zero_stage}"]
+    virtual = f" x {role.virtual_stages} virtual" if role.virtual_stages > 1 else ""
+    words = [role.role, f"tp {role.tp} x pp {role.pp}{virtual} x dp {role.dp}", f"ZeRO-{role.zero_stage}"]
     words += ["sequence-parallel"] * role.sequence_parallel
     if layout.placement == "disaggregated":
         words.append(f"on {'+'.join(map(str, role.ranks))}")
     return " ".join(words)
 
 
-def split(role: str, tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+def split(role: str, tp: int, pp: int, sequence_parallel: bool, virtual_stages: int) -> tuple[str, ...]:
     """The words that split a network."""
-    setting = f"parallel.{role}"
-    return (f"{setting}.tp={tp}", f"{setting}.pp={pp}", f"{setting}.sequence_parallel={sequence_parallel}")
+    sizes = {
+        "tp": tp,
+        "pp": pp,
+        "sequence_parallel": sequence_parallel,
+        "virtual_stages": virtual_stages,
+    }
+    return tuple(f"parallel.{role}.{name}={size}" for name, size in sizes.items())
 
 
-def student(tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+def student(
+    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, virtual_stages: int = 1
+) -> tuple[str, ...]:
     """The words that split the student."""
-    return split("student", tp, pp, sequence_parallel)
+    return split("student", tp, pp, sequence_parallel, virtual_stages)
 
 
-def teacher(tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> tuple[str, ...]:
+def teacher(
+    tp: int = 1, pp: int = 1, sequence_parallel: bool = False, virtual_stages: int = 1
+) -> tuple[str, ...]:
     """The words that split the teacher."""
-    return split("teacher", tp, pp, sequence_parallel)
+    return split("teacher", tp, pp, sequence_parallel, virtual_stages)
 
 
 def micro_batches(student: int, teacher: int | None = None) -> tuple[str, ...]:
@@ -79,6 +89,8 @@ def disaggregated(ranks: int | list[int]) -> tuple[str, ...]:
 
 
 DISTIL = ("im_sdtt",)
+SHORT = ("train.max_steps=6", "method.steps_per_round=2")
+"""Six updates under three teachers, in the place of twenty."""
 PRETRAIN = ("pretrain",)
 DROPOUT = "model.dropout=0.1"
 SPLITS = tuple(product((1, 2), (1, 2)))
@@ -90,7 +102,9 @@ TEACHERS_MICRO_BATCH = {(1, 1): 1, (1, 2): 2, (2, 1): 2, (2, 2): 4}
 COMBINATIONS = [
     Case(
         DISTIL,
-        student(*split) + teacher(*split) + micro_batches(STUDENTS_MICRO_BATCH[split], TEACHERS_MICRO_BATCH[split]),
+        student(*split)
+        + teacher(*split)
+        + micro_batches(STUDENTS_MICRO_BATCH[split], TEACHERS_MICRO_BATCH[split]),
         stage,
     )
     for split in SPLITS
@@ -116,7 +130,7 @@ COMBINATIONS_WITH_DROPOUT = [
 
 SEQUENCE_PARALLEL = [
     Case(
-        DISTIL,
+        DISTIL + SHORT,
         (*student(2, pp, True), *teacher(2, pp, True), *micro_batches(2, 4), f"train.recompute={recompute}"),
         stage,
     )
@@ -124,7 +138,7 @@ SEQUENCE_PARALLEL = [
 ]
 
 TEACHERS_OF_THEIR_OWN_LAYOUT = [
-    Case(DISTIL, (*how, *more.split()), stage)
+    Case(DISTIL + SHORT, (*how, *more.split()), stage)
     for how, more, stage in [
         (student() + teacher(2) + micro_batches(2, 4), "teacher.prefetch=0", 1),
         (student() + teacher(4) + micro_batches(2, 8), "", 3),
@@ -134,14 +148,18 @@ TEACHERS_OF_THEIR_OWN_LAYOUT = [
         (student(1, 2) + teacher(2) + micro_batches(1, 4), "teacher.prefetch=2", 3),
         (student(2, 2) + teacher(2) + micro_batches(2, 4), "teacher.zero_stage=0 teacher.prefetch=0", 3),
         (student(2, 2) + teacher() + micro_batches(2, 2), "teacher.zero_stage=3", 1),
-        (student(1) + teacher(2, 2, True) + micro_batches(1, 4), "teacher.zero_stage=3 teacher.checksum=true", 2),
+        (
+            student(1) + teacher(2, 2, True) + micro_batches(1, 4),
+            "teacher.zero_stage=3 teacher.checksum=true",
+            2,
+        ),
         (student(1, 2) + teacher(2, 2) + micro_batches(1, 4), "", 0),
     ]
 ]
 
 DISAGGREGATED = [
     Case(
-        (*DISTIL, "train.global_batch_size=12", *what),
+        (*DISTIL, *SHORT, "train.global_batch_size=12", *what),
         (*disaggregated(ranks), *how, *more.split()),
         stage,
     )
@@ -153,7 +171,13 @@ DISAGGREGATED = [
         ((), 2, student(2) + teacher(1, 2) + micro_batches(3, 6), "", 3),
         ((), [0, 2], student(1, 2) + teacher(2) + micro_batches(3, 4), "teacher.checksum=true", 3),
         ((), 2, student() + teacher() + micro_batches(3, 2), "teacher.prefetch=2 teacher.zero_stage=3", 2),
-        ((DROPOUT,), 2, student(2, 1, True) + teacher(2, 1, True) + micro_batches(6, 12), "train.recompute=full", 3),
+        (
+            (DROPOUT,),
+            2,
+            student(2, 1, True) + teacher(2, 1, True) + micro_batches(6, 12),
+            "train.recompute=full",
+            3,
+        ),
         # Three and one.
         ((), [0], student() + teacher() + micro_batches(2, 3), "teacher.prefetch=2", 1),
         ((), 1, student() + teacher() + micro_batches(4, 12), "teacher.zero_stage=0", 3),
@@ -161,13 +185,28 @@ DISAGGREGATED = [
 ]
 
 VARIANTS = [
-    Case((*DISTIL, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
-    Case((*DISTIL, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
-    Case((*DISTIL, "method.refresh_from=ema"), student(1, 2) + teacher(1, 2) + micro_batches(2), 1),
-    Case((*DISTIL, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
-    Case((*DISTIL, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3),
+    Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
+    Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
+    Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(1, 2) + micro_batches(2), 1),
+    Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
+    Case(
+        (*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3
+    ),
 ]
 """Other things to compute."""
+
+INTERLEAVED = [
+    Case((*DISTIL, *SHORT, "model.num_layers=4", *what), how, stage)
+    for what, how, stage in [
+        ((), student(1, 2, False, 2) + teacher(1, 2, False, 2) + micro_batches(1, 2), 0),
+        ((), student(1, 2, False, 2) + teacher(2) + micro_batches(1, 4), 1),
+        ((DROPOUT,), student(2, 2, True, 2) + teacher(2, 2) + micro_batches(2, 4), 2),
+        ((), student(1, 2, False, 2) + teacher(1, 2) + micro_batches(1, 2), 3),
+        ((DROPOUT,), student(2, 2, False, 2) + teacher(2, 2, True, 2) + micro_batches(2, 4), 3),
+        ((), student(1, 2, False, 2) + teacher(1, 2, False, 2) + micro_batches(1, 2) + disaggregated(2), 3),
+    ]
+]
+"""Stages that are dealt to the ranks in turn."""
 
 CASES = [
     *COMBINATIONS,
@@ -176,4 +215,5 @@ CASES = [
     *TEACHERS_OF_THEIR_OWN_LAYOUT,
     *DISAGGREGATED,
     *VARIANTS,
+    *INTERLEAVED,
 ]

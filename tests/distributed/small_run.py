@@ -32,6 +32,7 @@ Weights = dict[str, np.ndarray]
 SETTINGS = (
     "method.initial_steps=8",
     "method.steps_per_round=7",
+    "method.teacher_temperature=0.5",  # so that the student has much to learn, beside which rounding is small
     f"model.length={tiny().length}",
     f"model.hidden_size={tiny().hidden_size}",
     f"model.num_layers={tiny().num_layers}",
@@ -40,11 +41,11 @@ SETTINGS = (
     "train.max_steps=20",
     "train.global_batch_size=8",
     "train.micro_batch_size=4",
-    "train.learning_rate=3e-3",
+    "train.learning_rate=1e-3",
     "train.warmup_steps=3",
     "train.weight_decay=0.1",
     "train.gradient_clipping=0.1",
-    "train.adam_eps=1e-5",  # well above the gradients' rounding, which the update would otherwise magnify
+    "train.adam_eps=3e-4",  # as large as the gradients, whose rounding the update would otherwise magnify
     "train.ema_decay=0.3",
     "train.precision=fp32",
 )
@@ -87,7 +88,9 @@ def zero(stage: int) -> dict[str, Any]:
 
 def small_architecture(config: Config) -> Architecture:
     """The network of a small run."""
-    return tiny(dropout=config.model.dropout, qk_norm=config.model.qk_norm)
+    model = config.model
+    assert model.num_layers is not None
+    return tiny(num_layers=model.num_layers, dropout=model.dropout, qk_norm=model.qk_norm)
 
 
 def small_blocks() -> np.ndarray:
@@ -142,7 +145,8 @@ def plain_run(config: Config) -> Outcome:
                 loss = _nelbo(student, batch)
             else:
                 dt = 2**round_index / config.method.initial_steps
-                loss = _kl_to_two_substeps(student, teacher, batch, dt)
+                temperature = config.method.teacher_temperature
+                loss = _kl_to_two_substeps(student, teacher, batch, dt, temperature)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), train.gradient_clipping)
@@ -177,25 +181,31 @@ def counter_based_dropout(batch: MicroBatch, num_layers: int) -> Iterator[None]:
 
 
 def _log_probabilities(
-    network: ImdmForMaskedLM, x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor
+    network: ImdmForMaskedLM,
+    x_BL: Tensor,
+    noise_BLD: Tensor,
+    positions_N: Tensor,
+    temperature: float = 1.0,
 ) -> Tensor:
-    logits_NV = network(x_BL, mask_noise=noise_BLD).logits.flatten(0, 1)[positions_N]
+    logits_NV = network(x_BL, mask_noise=noise_BLD).logits.flatten(0, 1)[positions_N] / temperature
     mask = torch.arange(logits_NV.size(-1)) == network.config.mask_token_id
     return logits_NV.masked_fill(mask, -1e6).log_softmax(-1)
 
 
 def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
-    log_p_NV = _log_probabilities(network, batch.x_t_BL, batch.mask_noise(tiny(), torch.device("cpu")), batch.positions_N)
+    log_p_NV = _log_probabilities(
+        network, batch.x_t_BL, batch.mask_noise(tiny(), torch.device("cpu")), batch.positions_N
+    )
     picked_N = log_p_NV.gather(-1, batch.labels_N[:, None])[:, 0]
     return (-picked_N / batch.t_N.float()).sum() / batch.x_0_BL.numel()
 
 
 def _kl_to_two_substeps(
-    student: ImdmForMaskedLM, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float
+    student: ImdmForMaskedLM, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float, temperature: float
 ) -> Tensor:
     noise_BLD = batch.mask_noise(tiny(), torch.device("cpu"))
     log_q_NV = two_substep_targets(
-        lambda x_BL, e_BLD, positions_N: _log_probabilities(teacher, x_BL, e_BLD, positions_N),
+        lambda x_BL, e_BLD, positions_N: _log_probabilities(teacher, x_BL, e_BLD, positions_N, temperature),
         batch.x_t_BL,
         noise_BLD,
         batch.t_B,

@@ -352,5 +352,7 @@ CONDITIONAL = {
         ),
     ],
 )
-def test_patches_act_only_where_needed(pool: RankPool, stage: int, config: Config, expected: set[str]) -> None:
+def test_patches_act_only_where_needed(
+    pool: RankPool, stage: int, config: Config, expected: set[str]
+) -> None:
     assert pool.run(patches_of_a_run, 2, config=config, ds_json=zero(stage)) == [expected] * 2

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.distributed.cases import train_small
-from tests.distributed.layouts import CASES, Case, micro_batches, student, teacher
+from tests.distributed.layouts import CASES, SHORT, Case, micro_batches, student, teacher
 from tests.distributed.parity import bytes_that_travel, deviation, largest, largest_gap
 from tests.distributed.pool import RankPool
 from tests.distributed.small_run import Outcome, small_config, zero
@@ -51,13 +51,14 @@ def test_the_reference_exercises_what_it_should(reference: Reference, what: tupl
     outcome = reference(*what)
     assert min(outcome.grad_norms) > small_config(*what).train.gradient_clipping
     assert largest_gap(outcome.weights, outcome.average) > 1e-4
-    for number in range(1, len(what)):
-        other = reference(*what[:number], *what[number + 1 :])
+    for word in set(what[1:]) - set(SHORT):
+        other = reference(*(other for other in what if other != word))
         assert largest(outcome.losses, other.losses) > 1e-4
 
 
-def test_several_teachers_are_learned_from() -> None:
-    config = small_config("im_sdtt")
+@pytest.mark.parametrize("what", [(), SHORT])
+def test_three_teachers_are_learned_from(what: tuple[str, ...]) -> None:
+    config = small_config("im_sdtt", *what)
     assert config.train.max_steps > 2 * config.method.steps_per_round
 
 
@@ -81,12 +82,16 @@ def test_a_layout_repeats_itself_bit_for_bit(pool: RankPool, case: Case) -> None
         assert largest_gap(first.average, second.average) == 0
 
 
-@pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize(("tp", "pp", "world_size"), [(1, 1, 2), (2, 2, 4)])
-def test_bf16_follows_fp32(
-    pool: RankPool, reference: Reference, tp: int, pp: int, world_size: int, stage: int
-) -> None:
-    bf16 = ("train.precision=bf16", "train.max_steps=6")
-    case = Case(("pretrain",), (*student(tp, pp), *micro_batches(2), *bf16), stage, world_size)
-    for outcome in run(pool, case):
-        assert outcome.losses == pytest.approx(reference("pretrain").losses[:6], rel=5e-3)
+def test_bf16_follows_fp32(pool: RankPool, reference: Reference, tp: int, pp: int, world_size: int) -> None:
+    expected = reference("pretrain")
+    how = (*student(tp, pp), *micro_batches(2), "train.precision=bf16", "train.max_steps=6")
+    outcomes = [run(pool, Case(("pretrain",), how, stage, world_size))[0] for stage in range(4)]
+    for outcome in outcomes:
+        assert outcome.losses == pytest.approx(expected.losses[:6], rel=5e-3)
+        assert outcome.grad_norms == pytest.approx(expected.grad_norms[:6], rel=1e-2)
+        if world_size == tp * pp:
+            # Without replicas all stages add the same gradients in the same order.
+            assert outcome.losses == outcomes[0].losses
+            assert outcome.grad_norms == pytest.approx(outcomes[0].grad_norms, rel=1e-6)
+            assert largest_gap(outcome.weights, outcomes[0].weights) == 0

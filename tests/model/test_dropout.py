@@ -19,10 +19,10 @@ from tests.tiny import plain_network, random_input, tiny, weights_of
 PROBABILITY = 0.1
 
 
-def dropped(sample_ids: list[int], seed: int = 1, step: int = 0, site: int = 0, num_sites: int = 4) -> Tensor:
+def dropped(sample_ids: list[int], seed: int = 1, step: int = 0, site: int = 0) -> Tensor:
     """What the operation makes of ones added to zeros, for samples of 50 positions of width 40."""
-    add = DropoutAdd()
-    add.site, add.num_sites = site, num_sites
+    add = DropoutAdd(num_sites=4)
+    add.site = site
     add.key = DropoutKey(seed, step, torch.tensor(sample_ids))
     ones_SBH = torch.ones(50, len(sample_ids), 40)
     return add(training=True, fused=False)((ones_SBH, None), torch.zeros_like(ones_SBH), PROBABILITY)
@@ -51,11 +51,24 @@ def test_sites_steps_seeds_and_samples_have_masks_of_their_own() -> None:
             assert abs((first == second).float().mean().item() - 0.82) < 0.043
 
 
-def test_the_bias_is_dropped_and_the_residual_is_not() -> None:
+def test_a_shard_of_the_sequence_has_its_part_of_the_mask() -> None:
+    key = DropoutKey(1, 0, torch.tensor([7, 8]))
+    shards = []
+    for rank in range(5):
+        add = DropoutAdd(num_sites=4, sequence_rank=rank)
+        add.key = key
+        ones_SBH = torch.ones(10, 2, 40)
+        shards.append(
+            add(training=True, fused=False)((ones_SBH, None), torch.zeros_like(ones_SBH), PROBABILITY)
+        )
+    assert torch.equal(torch.cat(shards), dropped([7, 8]))
+
+
+def test_the_residual_is_not_dropped() -> None:
     add = DropoutAdd()
     add.key = DropoutKey(1, 0, torch.tensor([0]))
-    x_SBH, residual_SBH, bias_H = torch.zeros(50, 1, 40), torch.full((50, 1, 40), 3.0), torch.full((40,), 0.9)
-    out_SBH = add(training=True, fused=False)((x_SBH, bias_H), residual_SBH, PROBABILITY)
+    x_SBH, residual_SBH = torch.full((50, 1, 40), 0.9), torch.full((50, 1, 40), 3.0)
+    out_SBH = add(training=True, fused=False)((x_SBH, None), residual_SBH, PROBABILITY)
     assert torch.allclose(out_SBH.unique(), torch.tensor([3.0, 4.0]))
 
 

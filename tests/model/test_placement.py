@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imdm_scale.model.stage import padded_vocab_size
-from imdm_scale.model.weights import Placement
+from imdm_scale.model.placement import Placement, padded_vocab_size
 
 TP_SIZES = st.sampled_from([1, 2, 4])
 

@@ -132,9 +132,7 @@ def check_groups(seen: Seen, role: RoleLayout, rank: int) -> None:
 def check_ownership(replica: list[Seen], role: RoleLayout, shape: Architecture) -> None:
     """Every element of every tensor is on one stage, once over its shards or once on each."""
     padded_rows = -(-VOCAB_SIZE // role.tp) * role.tp
-    owned_by_place = [
-        {placement.name: (placement, own) for placement, own in seen.owned} for seen in replica
-    ]
+    owned_by_place = [{placement.name: (placement, own) for placement, own in seen.owned} for seen in replica]
     assert [len(owned) for owned in owned_by_place] == [len(seen.owned) for seen in replica]
     copies = padding = 0
     for name, whole in canonical_shapes(shape).items():
