@@ -20,10 +20,11 @@ from imdm_scale.distill.micro_batch import BatchPlan
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.parallel.compat import default_store
-from imdm_scale.parallel.engine import Student, Teacher, build_module, teacher_ds_config
+from imdm_scale.parallel.engine import Student, Teacher, teacher_ds_config
 from imdm_scale.parallel.flow_control import FlowControl
 from imdm_scale.parallel.hand_over import HandOver
 from imdm_scale.parallel.layout import RoleGroups, RunGroups
+from imdm_scale.parallel.network import build_module
 from imdm_scale.parallel.transport import traffic
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

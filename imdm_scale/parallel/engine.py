@@ -17,15 +17,15 @@ from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.diffusion.sampler import draw_tokens
-from imdm_scale.model.decoder import Recompute
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
 from imdm_scale.model.vocabulary import ShardedVocabulary
 from imdm_scale.model.weights import placements
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.layout import RoleGroups
+from imdm_scale.parallel.network import StageChunks
 from imdm_scale.parallel.optimizer import adamw
-from imdm_scale.parallel.schedule import NetworkInput, Pipeline, StageChunks
+from imdm_scale.parallel.schedule import NetworkInput, Pipeline
 from imdm_scale.parallel.shards import WholeTensors, write_shard
 
 NoiseOfRows = Callable[[slice], Tensor]
@@ -301,53 +301,3 @@ def teacher_ds_config(student_ds_config: dict[str, Any], zero_stage: int) -> dic
     if "bf16" in student_ds_config:
         config["bf16"] = student_ds_config["bf16"]
     return config
-
-
-def build_module(
-    architecture: Architecture,
-    groups: RoleGroups,
-    ds_config: dict[str, Any],
-    dtype: torch.dtype,
-    whole_tensor: Callable[[str], Tensor] | None,
-    *,
-    recompute: Recompute = "none",
-    has_head: bool = True,
-) -> StageChunks:
-    """This rank's part of a network.
-
-    Under ZeRO-3 every parameter is partitioned as soon as it is made, so no rank ever holds more of the network
-    than one layer beside its own partitions.
-
-    Args:
-        ds_config: the engine's.
-        whole_tensor: canonical name -> float tensor, called for this rank's tensors only; None leaves the weights
-            as they are.
-    """
-    config = {**ds_config, "train_batch_size": None, "gradient_accumulation_steps": 1}
-    partitioned = contextlib.nullcontext()
-    if groups.layout.zero_stage == 3:
-        partitioned = deepspeed.zero.Init(
-            data_parallel_group=groups.mpu.dp, config_dict_or_path=config, mpu=groups.mpu
-        )
-    with partitioned:
-        virtual_stages = groups.layout.virtual_stages
-        module = StageChunks(
-            [
-                ImdmStage(
-                    architecture,
-                    groups.collection,
-                    dtype,
-                    sequence_parallel=groups.layout.sequence_parallel,
-                    recompute=recompute,
-                    has_head=has_head,
-                    virtual_stage=index,
-                    virtual_stages=virtual_stages,
-                )
-                for index in range(virtual_stages)
-            ]
-        )
-    if whole_tensor is not None:
-        for stage in module.stages:
-            for parameter, placement in placements(stage):
-                write_shard(parameter, placement, whole_tensor(placement.name), groups)
-    return module

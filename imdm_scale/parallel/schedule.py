@@ -41,18 +41,6 @@ class NetworkInput:
     """Needed in training where dropout is on."""
 
 
-class StageChunks(nn.Module):
-    """The stages that one pipeline rank holds (more than one where stages are interleaved), as one engine's module."""
-
-    def __init__(self, stages: Sequence[ImdmStage]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, chunk: int, *inputs: Any) -> Tensor:
-        """The output of stage number `chunk` of this rank."""
-        return self.stages[chunk](*inputs)
-
-
 class _Chunk(nn.Module):
     """One stage as Megatron-core's schedules want to see it."""
 

@@ -89,8 +89,8 @@ def disaggregated(ranks: int | list[int]) -> tuple[str, ...]:
 
 
 DISTIL = ("im_sdtt",)
-SHORT = ("train.max_steps=6", "method.steps_per_round=2")
-"""Six updates under three teachers, in the place of twenty."""
+SHORT = ("train.max_steps=6", "method.steps_per_round=3")
+"""Six updates under two teachers, in the place of twenty under three."""
 PRETRAIN = ("pretrain",)
 DROPOUT = "model.dropout=0.1"
 SPLITS = tuple(product((1, 2), (1, 2)))

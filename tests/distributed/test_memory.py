@@ -18,8 +18,9 @@ from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.deepspeed_json import resolve_ds_config
 from imdm_scale.config.layout import run_layout
 from imdm_scale.model.weights import canonical_shapes
-from imdm_scale.parallel.engine import Student, build_module
+from imdm_scale.parallel.engine import Student
 from imdm_scale.parallel.layout import build_groups
+from imdm_scale.parallel.network import build_module
 from imdm_scale.parallel.schedule import NetworkInput
 from tests.distributed.pool import RankPool
 from tests.distributed.small_run import small_config

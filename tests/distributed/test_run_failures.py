@@ -173,6 +173,7 @@ def test_a_rank_that_raises_ends_the_run(tmp_path: Path, config: Config, failing
             r"the student \(rank 1\) has not consumed update 2 for 3 s, and the teacher \(rank 3\)",
         ),
     ],
+    ids=["teacher", "student"],
 )
 def test_a_side_that_lags_is_named(
     tmp_path: Path, split: dict[str, int], failing_rank: int, sentence: str

@@ -20,8 +20,8 @@ from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.placement import Placement
 from imdm_scale.model.weights import canonical_shapes, placements, stage_of
 from imdm_scale.parallel.compat import prepare_libraries
-from imdm_scale.parallel.engine import build_module
 from imdm_scale.parallel.layout import RoleGroups, build_groups
+from imdm_scale.parallel.network import build_module
 from tests.distributed.pool import RankPool
 
 WORLD_SIZE = 1024
