@@ -110,8 +110,9 @@ def tag_for_grad_norm(
     which is left out here (tensor_parallel/layers.py:244,855,1178).
 
     Copies are counted on the first rank of the model-parallel group only, which is on the first pipeline stage
-    (stage3.py:1982,2455, runtime/utils.py:394), so those of later stages would be forgotten. With several
-    stages the first tensor-parallel rank of each therefore claims its copies as parts.
+    (stage3.py:1982,2455, runtime/utils.py:394; ZeRO-1 and 2 go by the tensor-parallel rank), so those of later
+    stages would be forgotten. With several stages the first tensor-parallel rank of each therefore claims its
+    copies as parts.
     """
     parameter.tensor_model_parallel = is_sharded
     if has_stages and not is_sharded:
@@ -221,7 +222,7 @@ def no_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     Without ZeRO and in bf16, DeepSpeed takes a step with zero gradients when it wraps an optimizer
     (fp16/unfused_optimizer.py:425, fp16/fused_optimizer.py:130). The weights would decay once more than they
-    should, and Adam's correction of its first updates would count one too many. For ZeRO-0 only.
+    should, and Adam's correction of its first updates would count one too many. For ZeRO-0 in bf16 only.
     """
     optimizer.step = lambda: None
     try:

@@ -182,7 +182,7 @@ class Student(ModelEngine):
         if self.clips_itself:
             ds_config = {**ds_config, "gradient_clipping": 0.0}
         with contextlib.ExitStack() as stack:
-            if groups.layout.zero_stage == 0:
+            if groups.layout.zero_stage == 0 and not self.clips_itself:
                 stack.enter_context(compat.no_first_step(self.optimizer))
             engine = _initialize(module, groups, ds_config, optimizer=self.optimizer)
         super().__init__(module, groups, engine)

@@ -172,7 +172,9 @@ def test_interleaved_stages_keep_their_optimizer_on_the_device() -> None:
     made.parallel.student.pp = made.parallel.student.virtual_stages = 2
     raw = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     message = refusal_of(raw, made, 2)
-    assert "offload_optimizer.device is 'cpu'" in message and "parallel.student.virtual_stages is 2" in message
+    assert (
+        "offload_optimizer.device is 'cpu'" in message and "parallel.student.virtual_stages is 2" in message
+    )
 
 
 @pytest.mark.parametrize("key", REFUSED_ZERO_KEYS)

@@ -227,6 +227,43 @@ def test_backward_of_zero_0(pool: RankPool) -> None:
     assert "Direct calls to tensor.backward() are not supported" in failure, failure
 
 
+def test_the_shards_gradients_of_zero_0_in_bf16(pool: RankPool, norm: float) -> None:
+    results = pool.run(
+        train_without,
+        2,
+        patch="tag_gradients_for_norm",
+        put=nothing,
+        config=layout(tp=2, precision="bf16"),
+        ds_json=zero(0),
+    )
+    assert results[0].grad_norms[0] < 0.9 * norm
+
+
+def test_the_first_step_of_zero_0_in_bf16(pool: RankPool) -> None:
+    config = layout(precision="bf16", max_steps=4, learning_rate=1e-2, warmup_steps=0)
+
+    def losses(put: Callable[..., Any], stage: int) -> list[float]:
+        given = {"patch": "no_first_step", "put": put, "config": config, "ds_json": zero(stage)}
+        return pool.run(train_without, 1, **given)[0].losses
+
+    expected = losses(compat.no_first_step, 1)
+    assert losses(compat.no_first_step, 0) == pytest.approx(expected, abs=1e-3)
+    assert losses(no_block, 0) != pytest.approx(expected, abs=1e-2)
+
+
+def test_the_last_updates_gradients_of_interleaved_stages(pool: RankPool) -> None:
+    config = layout(pp=2, max_steps=2)
+    config.model.num_layers, config.parallel.student.virtual_stages = 4, 2
+
+    def norms(put: Callable[..., Any]) -> list[float]:
+        given = {"patch": "clear_gradient_partitions", "put": put, "config": config, "ds_json": zero(3)}
+        return pool.run(train_without, 2, **given)[0].grad_norms
+
+    first, second = norms(compat.clear_gradient_partitions)
+    assert norms(nothing)[0] == first
+    assert abs(norms(nothing)[1] / second - 1) > 0.1
+
+
 def engine_that_clips(config: Config) -> None:
     """A run in which ZeRO-0's engine is left to clip by itself."""
     run_layout, parts = build(config, zero(0))
@@ -333,6 +370,9 @@ CONDITIONAL = {
     "let_backward_follow_backward",
     "backward_outside_engine",
     "clip_and_norm",
+    "clear_gradient_partitions",
+    "no_first_step",
+    "tag_gradients_for_norm",
 }
 
 
@@ -340,7 +380,11 @@ CONDITIONAL = {
     ("stage", "config", "expected"),
     [
         (0, layout(pp=2), {"backward_outside_engine", "clip_and_norm"}),
-        (0, layout(precision="bf16"), {"backward_outside_engine"}),
+        (
+            0,
+            layout(precision="bf16"),
+            {"backward_outside_engine", "no_first_step", "tag_gradients_for_norm"},
+        ),
         (2, layout("im_sdtt", tp=2), set()),
         (3, layout("im_sdtt"), set()),
         (1, layout(pp=2), {"let_backward_follow_backward"}),
