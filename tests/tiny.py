@@ -58,5 +58,5 @@ def random_input(architecture: Architecture, batch: int = 3) -> tuple[Tensor, Te
 
 
 def source(weights: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
-    """The weights as what `build_stage` asks for."""
+    """The weights as what `build_module` asks for."""
     return lambda name: weights[name]

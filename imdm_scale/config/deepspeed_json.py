@@ -19,7 +19,7 @@ from imdm_scale.errors import UserError
 TOP_LEVEL_KEYS = frozenset({
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
     "gradient_clipping", "prescale_gradients", "gradient_predivide_factor", "communication_data_type",
-    "data_types", "fp16", "bf16", "zero_optimization", "zero_allow_untested_optimizer",
+    "fp16", "bf16", "zero_optimization", "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer", "aio", "activation_checkpointing", "checkpoint", "disable_allgather",
     "disable_python_gc", "dump_state", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
     "timers", "flops_profiler", "comms_logger", "log_level", "tensorboard", "wandb", "csv_monitor",
@@ -50,6 +50,7 @@ REFUSED_KEYS = {
     "torch_autocast": "the recipe sets the arithmetic by train.precision",
     "tensor_parallel": "the recipe sets it by parallel.student.tp and parallel.teacher.tp",
     "sequence_parallel_size": "tensor-parallel ranks share a sequence by parallel.student.sequence_parallel",
+    "data_types": "gradients are added up in the arithmetic that the recipe sets by train.precision",
     "data_efficiency": "the recipe sets the data by data.path and the order of training by method.name",
     "dataloader_drop_last": "the data do not pass through DeepSpeed's loader",
     "gradient_allreduce_op": "the loss counts on gradients that are averaged over data-parallel ranks",

@@ -30,6 +30,7 @@ PRELOAD = [
     "imdm_scale.checkpoint.save",
     "imdm_scale.distill.loop",
     "imdm_scale.distill.sampling",
+    "tests.distributed.probed",
 ]
 """Imported once, by the fork server."""
 

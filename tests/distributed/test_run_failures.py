@@ -18,7 +18,7 @@ import pytest
 
 from imdm_scale.config.layout import run_layout
 from imdm_scale.config.tree import Config
-from imdm_scale.parallel.process import FAILURE_EXIT_CODE
+from imdm_scale.parallel.process import FAILURE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from tests.distributed.pool import Ended, RankPool
 from tests.distributed.small_run import small_config, zero
 
@@ -181,5 +181,6 @@ def test_a_side_that_lags_is_named(
     ended, errors, seconds = launch(tmp_path, layout("disaggregated", **split), failing_rank, hang)
     assert len(errors) == 1 and re.match(f"error: {sentence}", errors[0]), ended.output
     assert "Traceback" not in ended.output
-    assert sorted(map(str, ended.exit_codes)) == ["1", "1", "1", "2"]
+    # Its peers may see the same at the same time; one of them tells it.
+    assert {USER_ERROR_EXIT_CODE} < set(ended.exit_codes) <= {USER_ERROR_EXIT_CODE, FAILURE_EXIT_CODE}
     assert seconds < TEACHER_TIMEOUT + SOON
