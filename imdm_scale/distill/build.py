@@ -15,7 +15,7 @@ from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import TokenStream
 from imdm_scale.distill.ema import Ema
-from imdm_scale.distill.method import Method
+from imdm_scale.distill.method import Distillation, Method
 from imdm_scale.distill.micro_batch import BatchPlan
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.model.head import FrozenHead
@@ -71,6 +71,7 @@ def build_parts(
         student_plan = _plan(config, groups.student, stream, architecture.mask_token_id)
     if layout.teacher is None:
         return Parts(student, ema, student_plan, None, None, None)
+    assert isinstance(method, Distillation), "a teacher is there for a method that has one"
 
     if groups.teacher is not None:
         teacher = build_teacher(ds_config, groups.teacher, architecture, dtype, weights)

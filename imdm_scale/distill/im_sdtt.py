@@ -9,12 +9,12 @@ from imdm_scale.diffusion.divergence import divergence
 from imdm_scale.diffusion.likelihood import forbid_mask
 from imdm_scale.diffusion.targets import two_substeps
 from imdm_scale.diffusion.vocabulary import Vocabulary
-from imdm_scale.distill.method import Method, Round
+from imdm_scale.distill.method import Distillation, Round
 from imdm_scale.distill.micro_batch import MicroBatch
 from imdm_scale.parallel.engine import Teacher
 
 
-class ImSdtt(Method):
+class ImSdtt(Distillation):
     """The student learns in one step what its teacher does in two (IMDM, arXiv 2605.10518; SDTT, 2410.21035).
 
     In round r the teacher takes steps of dt = 2^r / initial_steps; when a round ends the student becomes the

@@ -55,10 +55,15 @@ class Method(ABC):
             vocabulary: how the columns of both map to token ids.
         """
 
+
+class Distillation(Method):
+    """A method with a teacher."""
+
+    @abstractmethod
     def teach(self, teacher: Teacher, batch: MicroBatch) -> Tensor | None:
         """The teacher's final hidden states (N, H) that the student learns from, at the masked positions.
 
-        Collective over the teacher's ranks of one replica. For methods with a teacher.
+        Collective over the teacher's ranks of one replica.
 
         Args:
             batch: all samples that this replica answers for in an update.
@@ -66,4 +71,3 @@ class Method(ABC):
         Returns:
             Rows on the teacher's last stage, None elsewhere.
         """
-        raise NotImplementedError("this method has no teacher")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from imdm_scale.distill.method import Method
+from imdm_scale.distill.method import Distillation
 from imdm_scale.distill.micro_batch import BatchPlan
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.parallel.engine import Teacher
@@ -79,7 +79,7 @@ class ColocatedTargets(Targets):
         head: FrozenHead | None,
         plan: BatchPlan,
         *,
-        method: Method,
+        method: Distillation,
         teacher: Teacher,
         teacher_plan: BatchPlan,
         prefetch: int,
@@ -144,7 +144,7 @@ class RemoteTargets(Targets):
 
 
 def teach(
-    method: Method, teacher: Teacher, plan: BatchPlan, step: int
+    method: Distillation, teacher: Teacher, plan: BatchPlan, step: int
 ) -> tuple[Tensor | None, list[int] | None]:
     """What this rank contributes as a teacher: rows, and how many each sample has (None but on the last stage)."""
     batch = plan.joined(step)
@@ -155,7 +155,7 @@ def teach(
 class TeacherService:
     """The teacher's end where it has ranks of its own."""
 
-    def __init__(self, hand_over: HandOver, method: Method, teacher: Teacher, plan: BatchPlan) -> None:
+    def __init__(self, hand_over: HandOver, method: Distillation, teacher: Teacher, plan: BatchPlan) -> None:
         self.hand_over, self.method, self.teacher, self.plan = hand_over, method, teacher, plan
         self.under_way: deque[Pending] = deque()
 
