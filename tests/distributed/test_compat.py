@@ -175,43 +175,37 @@ def test_backward_after_backward(pool: RankPool, stage: int, place: str) -> None
     assert "in step" in failure and place in failure, failure
 
 
-def test_traces_of_stages_differ(pool: RankPool) -> None:
-    failure = failure_of(
-        pool,
-        train_without,
-        2,
-        patch="compare_traces_among_replicas",
-        put=lose_patience,
-        config=layout(pp=2),
-        ds_json=zero(3),
-    )
-    assert "partitioned_param_coordinator.py" in failure, failure
-
-
-def test_traces_of_roles_differ(pool: RankPool) -> None:
-    failure = failure_of(
-        pool,
-        train_without,
-        2,
-        patch="compare_traces_among_replicas",
-        put=lose_patience,
-        config=layout("im_sdtt", placement="disaggregated"),
-        ds_json=zero(3),
-    )
-    assert "partitioned_param_coordinator.py" in failure, failure
-
-
-def test_barriers_of_an_engine_on_some_ranks(pool: RankPool) -> None:
-    failure = failure_of(
-        pool,
-        train_without,
-        2,
-        patch="barriers_within",
-        put=impatient_block,
-        config=layout("im_sdtt", placement="disaggregated"),
-        ds_json=zero(3),
-    )
-    assert "stage3.py" in failure and "in barrier" in failure, failure
+@pytest.mark.parametrize(
+    ("patch", "put", "config", "places"),
+    [
+        # Stages, or roles, use their parameters in different orders.
+        (
+            "compare_traces_among_replicas",
+            lose_patience,
+            layout(pp=2),
+            ["partitioned_param_coordinator.py"],
+        ),
+        (
+            "compare_traces_among_replicas",
+            lose_patience,
+            layout("im_sdtt", placement="disaggregated"),
+            ["partitioned_param_coordinator.py"],
+        ),
+        # An engine on some of the ranks waits for all while it is built.
+        (
+            "barriers_within",
+            impatient_block,
+            layout("im_sdtt", placement="disaggregated"),
+            ["stage3.py", "in barrier"],
+        ),
+    ],
+    ids=["traces-of-stages", "traces-of-roles", "barriers"],
+)
+def test_zero_3_waits_for_the_whole_world(
+    pool: RankPool, patch: str, put: Callable[..., Any], config: Config, places: list[str]
+) -> None:
+    failure = failure_of(pool, train_without, 2, patch=patch, put=put, config=config, ds_json=zero(3))
+    assert all(place in failure for place in places), failure
 
 
 def test_backward_of_zero_0(pool: RankPool) -> None:
