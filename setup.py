@@ -20,6 +20,8 @@ setup(
         "deepspeed>=0.19,<0.20",  # parallel/compat.py names private parts of these two
         "megatron-core>=0.16,<0.17",
         "datasets>=4,<6",
+        "filelock>=3.12",
+        "fsspec[http]>=2024.6",
         "huggingface_hub>=1,<3",
         "matplotlib>=3.8",
         "numpy>=1.26",
@@ -30,10 +32,13 @@ setup(
         "sentencepiece>=0.2",
         "transformers>=5,<6",
         "wandb>=0.18",
+        "zstandard>=0.22",
     ],
     extras_require={
         "test": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "ruff>=0.6", "scipy>=1.11", "types-PyYAML"],
         "hf": ["accelerate>=1"],
         "eval": ["mauve-text>=0.4"],
+        "gs": ["gcsfs"],
+        "s3": ["s3fs"],
     },
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from imdm_scale.data.tokenizer import FILE_NAME, Tokenizer
+from imdm_scale.data.tokenizer import holds_tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import load_folder
 
@@ -52,12 +52,12 @@ def write_texts(arguments: argparse.Namespace) -> list[str]:
         UserError: the folder holds no model, or a number is out of range.
     """
     model = load_folder(arguments.model).float()
-    has_tokenizer = (arguments.model / FILE_NAME).exists()
-    tokenizer = Tokenizer.load(arguments.model if has_tokenizer else None)
+    has_tokenizer = holds_tokenizer(arguments.model)
+    tokenizer = load_tokenizer(arguments.model if has_tokenizer else None, setting="--model")
     if model.config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(
             f"--model {arguments.model} was trained with another tokenizer than "
-            f"{'the one beside it' if has_tokenizer else 'the embedded one'}; put its own {FILE_NAME} there."
+            f"{'the one beside it' if has_tokenizer else 'the packaged one'}; put the files of its own there."
         )
     try:
         ids_SL = model.generate_text(

@@ -7,16 +7,23 @@ from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 
-from imdm_scale.data.tokenizer import FILE_NAME, Tokenizer
+from imdm_scale.data.place import Place
+from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.hf.export import config_from_architecture, save_folder
 from imdm_scale.parallel.engine import Student
 from imdm_scale.parallel.shards import whole_weights
 
 
-def export_model(student: Student, tokenizer: Tokenizer, folder: Path) -> None:
+def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Place | None = None) -> None:
     """Write the network's present weights, its code and its tokenizer. Collective over the student's ranks.
 
     The first of them writes.
+
+    Args:
+        student: the network.
+        tokenizer: what its ids mean.
+        folder: where to; an earlier export there is replaced.
+        place: where the run stands in its data, which is written beside the weights; None writes none.
 
     Raises:
         UserError: on the rank that writes, where the disk refuses; what was saved before is untouched.
@@ -35,5 +42,7 @@ def export_model(student: Student, tokenizer: Tokenizer, folder: Path) -> None:
         )
         with TemporaryDirectory() as scratch:
             tokenizer.save(Path(scratch))
-            save_folder(weights, config, folder, [Path(scratch) / FILE_NAME])
+            if place is not None:
+                place.write(Path(scratch))
+            save_folder(weights, config, folder, sorted(Path(scratch).iterdir()))
     dist.barrier(everyone)

@@ -25,6 +25,7 @@ def check_config(config: Config, world_size: int) -> None:
     check_layout(config, world_size)
     _check_method(config)
     _check_evaluation(config)
+    _check_data(config)
     _check_paths(config)
 
 
@@ -133,8 +134,25 @@ def _check_evaluation(config: Config) -> None:
         )
 
 
+def _check_data(config: Config) -> None:
+    data = config.data
+    paths = data.path if isinstance(data.path, list) else [data.path]
+    if not paths:
+        raise UserError(
+            "data.path is an empty list; name a corpus, or set it to null for the packaged books."
+        )
+    if data.weights is not None and len(data.weights) != len(paths):
+        raise UserError(
+            f"data.weights has {len(data.weights)} numbers ({data.weights}), but data.path names {len(paths)} "
+            "corpora; give one weight for each, or leave data.weights out to mix by size."
+        )
+    for path in paths:
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise UserError(f"data.path is {path}, which does not exist; {near_files(Path(path))}")
+
+
 def _check_paths(config: Config) -> None:
-    for key in ("data.path", "tokenizer.path", "teacher.path", "train.init_from"):
+    for key in ("tokenizer.path", "teacher.path", "train.init_from", "data.continue_from"):
         given = attrgetter(key)(config)
         if given is None:
             continue

@@ -126,12 +126,13 @@ def parse_override(text: str) -> Entry:
         raise UserError(
             f"The override {text!r} has no '='; write it as key=value, such as train.max_steps=100."
         )
-    if _setting_named(key, origin).is_text:
+    setting = _setting_named(key, origin)
+    if setting.is_text and not (setting.may_be_list and value.startswith("[")):
         return Entry(key, None if value in ("", "~", "null") else value, origin)
     try:
         node = yaml.compose(value, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(_wrong_value(settings()[key], Entry(key, value, origin))) from error
+        raise UserError(_wrong_value(setting, Entry(key, value, origin))) from error
     return Entry(key, None if node is None else _value(node), origin)
 
 
@@ -218,6 +219,8 @@ def _wrong_value(setting: Setting, entry: Entry) -> str:
             bool: "true or false",
             str: "text",
             list[int]: "a list of integers, such as [1,2,4]",
+            list[float]: "a list of numbers, such as [3,1]",
+            list[str]: "a list of texts, such as [a,b]",
         }
         wanted = " or ".join(names[kind] for kind in setting.kinds)
     if setting.optional:

@@ -68,6 +68,11 @@ RANGES: dict[str, Range | OneOf] = {
     "model.hidden_size": COUNT,
     "model.num_layers": COUNT,
     "model.num_heads": COUNT,
+    "data.weights": POSITIVE,
+    "data.workers": NOT_NEGATIVE,
+    "data.cache_gib": POSITIVE,
+    "data.attempts": COUNT,
+    "data.timeout": POSITIVE,
     "parallel.student.tp": COUNT,
     "parallel.student.pp": COUNT,
     "parallel.student.virtual_stages": COUNT,
@@ -97,9 +102,10 @@ RANGES: dict[str, Range | OneOf] = {
     "evaluate.shown_samples": NOT_NEGATIVE,
     "evaluate.shown_steps": COUNT,
     "evaluate.temperature": POSITIVE,
+    "evaluate.max_tokens": COUNT,
     "evaluate.seed": NOT_NEGATIVE,
 }
-"""Allowed values of every number in the tree; null, where a setting may be null, is allowed too."""
+"""Allowed values of every number in the tree, and of each in a list; null, where it may be null, is allowed too."""
 
 
 def check_ranges(config: Config) -> None:
@@ -110,5 +116,6 @@ def check_ranges(config: Config) -> None:
     """
     for key, allowed in RANGES.items():
         value = attrgetter(key)(config)
-        if value is not None and not allowed.holds(value):
-            raise UserError(f"{key} is {value}, but must be {allowed}.")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not allowed.holds(number):
+                raise UserError(f"{key} is {value}, but must be {allowed}.")

@@ -39,7 +39,12 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether the value is text, which is taken as it stands."""
-        return self.kind is str or bool(self.words)
+        return str in self.kinds or bool(self.words)
+
+    @property
+    def may_be_list(self) -> bool:
+        """Whether the value may be a list, written [a,b]."""
+        return any(get_origin(kind) is list for kind in self.kinds)
 
     @property
     def kinds(self) -> tuple[Any, ...]:

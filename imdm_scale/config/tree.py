@@ -64,8 +64,24 @@ class ModelConfig:
 class DataConfig:
     """The text."""
 
-    path: str | None = None
-    """Corpus to train on; null takes the public-domain sample that ships with the package."""
+    path: str | list[str] | None = None
+    """Prepared data (a folder, or a URL such as s3://bucket/owt), or text; a list mixes; null takes the packaged books."""
+    weights: list[float] | None = None
+    """Shares of the corpora that data.path lists, in any unit; null mixes them by size."""
+    workers: int = 0
+    """Processes in which a rank that reads reads ahead; with 0 it reads by itself, which costs little from a disk."""
+    continue_from: str | None = None
+    """Folder of a checkpoint or an exported student whose place in the data this run goes on from; null begins anew."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """What a missing or corrupted shard does: stop ends the run; skip lets its neighbours stand in and counts it."""
+    cache_dir: str | None = None
+    """Folder on each node for shards that a URL names; null takes ~/.cache/imdm_scale (or $XDG_CACHE_HOME/imdm_scale)."""
+    cache_gib: float = 32.0
+    """Largest size of that folder in GiB; it must hold two windows of shards."""
+    attempts: int = 5
+    """How often a shard is asked for, waiting 1, 2, 4, ... seconds in between, before it counts as missing."""
+    timeout: float = 60.0
+    """Seconds without a byte after which an attempt counts as failed."""
 
 
 @dataclass
@@ -73,7 +89,7 @@ class TokenizerConfig:
     """How text becomes token ids."""
 
     path: str | None = None
-    """Tokenizer to use; null takes the one that ships with the package."""
+    """sentencepiece .model file or folder of a tokenizer; null takes the prepared data's own, for text the packaged one."""
 
 
 @dataclass
@@ -192,6 +208,8 @@ class EvaluateConfig:
     """Sampling temperature; below 1 trades variety for likelihood."""
     seed: int = 42
     """Seed of the sampling."""
+    max_tokens: int = 4_000_000
+    """Tokens of real text, at most, to which the judge is fitted, and held-out ones on which all is measured."""
     at_end: bool = True
     """Whether training ends with the table."""
 

@@ -40,9 +40,13 @@ class Purpose(enum.IntEnum):
     DROPOUT = 6
     """Which activations dropout removes."""
     ORDER = 7
-    """The order in which things are dealt or visited."""
+    """The order in which samples are dealt or visited."""
     INIT = 8
     """Initial parameters."""
+    SHARD_ORDER = 9
+    """The order in which the shards of a corpus are visited."""
+    MIXTURE = 10
+    """Which corpus of a mixture a sample comes from."""
 
 
 def philox4x32(

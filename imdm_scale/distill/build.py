@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
-from imdm_scale.data.stream import TokenStream
+from imdm_scale.data.stream import Stream
 from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.method import Distillation, Method
 from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.parallel.compat import default_store
@@ -25,7 +27,7 @@ from imdm_scale.parallel.flow_control import FlowControl
 from imdm_scale.parallel.hand_over import HandOver
 from imdm_scale.parallel.layout import RoleGroups, RunGroups
 from imdm_scale.parallel.network import build_module
-from imdm_scale.parallel.transport import traffic
+from imdm_scale.parallel.transport import Dealing, traffic
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEAD = ("head.weight", "head.bias")
@@ -56,19 +58,28 @@ def build_parts(
     architecture: Architecture,
     weights: WholeTensor,
     method: Method,
-    stream: TokenStream,
+    stream: Stream,
+    first_sample: int,
     device: torch.device,
 ) -> Parts:
     """Networks with the given weights and what connects them. Collective over all ranks of the run.
 
     Both networks start from the same weights; the student's mask embedding starts at zero effect.
+
+    Args:
+        stream: all blocks of the run.
+        first_sample: number in the stream of the run's first sample.
     """
+
+    def plan(groups: RoleGroups) -> BatchPlan:
+        return _plan(config, groups, stream, first_sample, architecture.mask_token_id, device)
+
     student = ema = student_plan = teacher = None
     dtype = DTYPES[config.train.precision]
     if groups.student is not None:
         student = _build_student(config, ds_config, groups.student, architecture, weights)
         ema = Ema(student, config.train.ema_decay)
-        student_plan = _plan(config, groups.student, stream, architecture.mask_token_id)
+        student_plan = plan(groups.student)
     if layout.teacher is None:
         return Parts(student, ema, student_plan, None, None, None)
     assert isinstance(method, Distillation), "a teacher is there for a method that has one"
@@ -78,10 +89,8 @@ def build_parts(
     hand_over = _hand_over(config, layout, groups, architecture, dtype, device)
     if groups.student is None:
         assert groups.teacher is not None and teacher is not None
-        teacher_plan = _plan(config, groups.teacher, stream, architecture.mask_token_id)
-        return Parts(
-            None, None, None, None, teacher, TeacherService(hand_over, method, teacher, teacher_plan)
-        )
+        service = TeacherService(hand_over, method, teacher, plan(groups.teacher))
+        return Parts(None, None, None, None, teacher, service)
 
     assert student_plan is not None
     head = None
@@ -92,7 +101,7 @@ def build_parts(
             for name in HEAD:
                 head.write(name, weights(name))
     if teacher is None:
-        targets: Targets = RemoteTargets(hand_over, head, student_plan)
+        targets: Targets = RemoteTargets(hand_over, head, student_plan, config.teacher.prefetch)
     else:
         assert groups.teacher is not None
         targets = ColocatedTargets(
@@ -101,7 +110,7 @@ def build_parts(
             student_plan,
             method=method,
             teacher=teacher,
-            teacher_plan=_plan(config, groups.teacher, stream, architecture.mask_token_id),
+            teacher_plan=plan(groups.teacher),
             prefetch=config.teacher.prefetch,
             last_step=config.train.max_steps,
         )
@@ -147,16 +156,33 @@ def build_teacher(
     return teacher
 
 
-def _plan(config: Config, groups: RoleGroups, stream: TokenStream, mask_id: int) -> BatchPlan:
+def _plan(
+    config: Config,
+    groups: RoleGroups,
+    stream: Stream,
+    first_sample: int,
+    mask_id: int,
+    device: torch.device,
+) -> BatchPlan:
+    global_batch_size, micro_batch_size = config.train.global_batch_size, groups.layout.micro_batch_size
     return BatchPlan(
-        stream=stream,
+        stream=ReplicaStream(
+            copy.copy(stream),  # teacher and student are at different places of it
+            Dealing(global_batch_size, micro_batch_size, groups.dp_size),
+            groups.dp_rank,
+            first_sample=first_sample,
+            replica=groups.replica,
+            workers=config.data.workers,
+            pin_memory=device.type == "cuda",
+        ),
         seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=groups.layout.micro_batch_size,
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
         dp_rank=groups.dp_rank,
         dp_size=groups.dp_size,
         sampling_eps=config.method.sampling_eps,
         mask_id=mask_id,
+        first_sample=first_sample,
     )
 
 

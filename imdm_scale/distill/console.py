@@ -9,6 +9,8 @@ from rich.table import Table
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.tree import Config
+from imdm_scale.data.mixture import PERIOD, Mixture
+from imdm_scale.data.stream import Stream
 from imdm_scale.distill.loop import Update
 
 
@@ -16,8 +18,7 @@ def plan_table(
     config: Config,
     architecture: Architecture,
     teacher_name: str | None,
-    data_name: str,
-    num_blocks: int,
+    data: str,
     zero_stage: int,
     world_size: int,
     device: torch.device,
@@ -38,7 +39,7 @@ def plan_table(
             f"up to {rounds} of {method.steps_per_round} updates; the teacher begins with "
             f"{method.initial_steps} steps, halved each round; {method.divergence}",
         )
-    table.add_row("data", f"{data_name}: {num_blocks:,} blocks of {config.model.length} tokens")
+    table.add_row("data", data)
     table.add_row(
         "updates",
         f"{train.max_steps} of {train.global_batch_size} blocks, {train.micro_batch_size} at a time; "
@@ -50,6 +51,16 @@ def plan_table(
     )
     table.add_row("output", run_dir)
     return table
+
+
+def data_description(config: Config, stream: Stream, first_sample: int) -> str:
+    """What is read, in words."""
+    paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    names = [path or "the embedded books" for path in paths]
+    if isinstance(stream, Mixture):
+        names = [f"{quota / PERIOD:.1%} {name}" for quota, name in zip(stream.quotas, names, strict=True)]
+    text = f"{', '.join(names)}: {stream.num_blocks:,} blocks of {stream.length} tokens"
+    return text if first_sample == 0 else f"{text}, from sample {first_sample:,} on"
 
 
 class ProgressReport:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -41,6 +43,10 @@ class Update:
     """Wall-clock time since the start."""
     transport_bytes: int
     """Bytes of hidden states that came from other ranks in this update, over all ranks."""
+    data_seconds: float
+    """Seconds of this update in which a rank waited for its blocks of text, on average over the ranks."""
+    replaced_samples: int
+    """Samples since the start whose shard was damaged and for which others stood in."""
     round: Round
     """The method's round."""
 
@@ -75,10 +81,14 @@ def train(
             averaged = ema.in_student() if config.method.refresh_from == "ema" else contextlib.nullcontext()
             with averaged:
                 targets.refresh(_weights(student, layout, student))
-        loss, transport_bytes = _accumulate_gradients(method, student, targets, plan, step)
-        if not torch.isfinite(loss):
+        begun = time.monotonic()
+        plan.advance(step)
+        if targets is not None:
+            targets.advance(step)
+        totals = _accumulate_gradients(method, student, targets, plan, step, time.monotonic() - begun)
+        if not math.isfinite(totals.loss):
             raise UserError(
-                f"the loss is {loss.item()} at update {step + 1}; lower train.learning_rate "
+                f"the loss is {totals.loss} at update {step + 1}; lower train.learning_rate "
                 f"({config.train.learning_rate}) or train.gradient_clipping ({config.train.gradient_clipping})."
             )
         rate = learning_rate(config.train, step)
@@ -87,12 +97,14 @@ def train(
         after_update(
             Update(
                 step=step + 1,
-                loss=loss.item(),
+                loss=totals.loss,
                 grad_norm=grad_norm,
                 learning_rate=rate,
                 tokens=(step + 1) * tokens_per_update,
                 seconds=time.monotonic() - started,
-                transport_bytes=int(transport_bytes),
+                transport_bytes=int(totals.transport_bytes),
+                data_seconds=totals.data_seconds,
+                replaced_samples=int(totals.replaced_samples),
                 round=round_,
             )
         )
@@ -130,10 +142,24 @@ def _weights(
     return whole_weights(student, layout.student, here.architecture, dtype, here.device)
 
 
+class _Totals(NamedTuple):
+    """What the student's ranks know together after a backward pass; see `Update`."""
+
+    loss: float
+    transport_bytes: float
+    data_seconds: float
+    replaced_samples: float
+
+
 def _accumulate_gradients(
-    method: Method, student: Student, targets: Targets | None, plan: BatchPlan, step: int
-) -> tuple[Tensor, float]:
-    """Backward through all of this rank's micro-batches; returns the global loss and the bytes received.
+    method: Method,
+    student: Student,
+    targets: Targets | None,
+    plan: BatchPlan,
+    step: int,
+    data_seconds: float,
+) -> _Totals:
+    """Backward through all of this rank's micro-batches, which are at hand since `data_seconds`.
 
     The engine averages gradients over the data-parallel ranks. Each micro-batch's sum is therefore divided
     by the global normaliser and multiplied by their number, so that what comes out is the global mean.
@@ -167,10 +193,12 @@ def _accumulate_gradients(
     losses = student.accumulate(
         [micro_batch.network_input(architecture, device) for micro_batch in micro_batches], loss
     )
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    totals = torch.zeros(len(_Totals._fields), dtype=torch.float64, device=device)
     if speaks:
         totals[0] = torch.stack(losses).double().sum() / groups.dp_size
     if targets is not None:
         totals[1] = targets.hand_over.bytes_received
+    totals[2] = data_seconds / groups.everyone.size()
+    totals[3] = plan.num_replaced
     dist.all_reduce(totals, group=groups.everyone)
-    return totals[0], totals[1].item()
+    return _Totals(*totals.tolist())

@@ -42,6 +42,8 @@ class MetricsWriter:
             "tokens": update.tokens,
             "seconds": round(update.seconds, 3),
             "transport_bytes": update.transport_bytes,
+            "data_seconds": round(update.data_seconds, 6),
+            "replaced_samples": update.replaced_samples,
             "round": update.round.index,
         }
         if update.round.teacher_steps is not None:

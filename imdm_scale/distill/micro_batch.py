@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.data.stream import TokenStream
+from imdm_scale.data.stream import Stream
 from imdm_scale.diffusion.corruption import corrupt
 from imdm_scale.diffusion.noise import mask_noise
 from imdm_scale.diffusion.schedule import stratified_times
+from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.model.layer import DropoutKey
 from imdm_scale.parallel.schedule import NetworkInput
 from imdm_scale.parallel.transport import Dealing
@@ -80,7 +81,8 @@ class MicroBatch:
 class BatchPlan:
     """How a global batch is dealt to micro-batches: by arithmetic on the update and the rank alone."""
 
-    stream: TokenStream
+    stream: Stream | ReplicaStream
+    """Where the blocks come from; of a ReplicaStream only what it has advanced to."""
     seed: int
     global_batch_size: int
     micro_batch_size: int
@@ -88,6 +90,8 @@ class BatchPlan:
     dp_size: int
     sampling_eps: float
     mask_id: int
+    first_sample: int = 0
+    """Number in the stream of the first sample of update 0."""
 
     @property
     def dealing(self) -> Dealing:
@@ -99,6 +103,16 @@ class BatchPlan:
         """Micro-batches that each data-parallel rank computes in one update."""
         return self.dealing.num_micro_batches
 
+    @property
+    def num_replaced(self) -> int:
+        """Samples that this rank has read and for which others stood in, their shard being damaged."""
+        return self.stream.num_replaced
+
+    def advance(self, step: int, ahead: int = 0) -> None:
+        """Have the blocks of updates `step` to `step` + `ahead` at hand. Collective over the replica's ranks."""
+        assert isinstance(self.stream, ReplicaStream)
+        self.stream.advance(step, ahead)
+
     def micro_batch(self, step: int, index: int) -> MicroBatch:
         """Micro-batch `index` of this rank in update `step`.
 
@@ -106,9 +120,8 @@ class BatchPlan:
         every number of ranks and every micro-batch size.
         """
         first_slot = self.dealing.first_slot(self.dp_rank, index)
-        x_0_BL, sample_ids_B = self.stream.batch(
-            step * self.global_batch_size + first_slot, self.micro_batch_size
-        )
+        first = self.first_sample + step * self.global_batch_size + first_slot
+        x_0_BL, sample_ids_B = self.stream.batch(first, self.micro_batch_size)
         t_B = stratified_times(
             self.seed,
             step,

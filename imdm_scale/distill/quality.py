@@ -16,6 +16,7 @@ from imdm_scale.config.tree import EvaluateConfig
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.distill.sampling import sample_texts
+from imdm_scale.distill.training_data import TrainingData
 from imdm_scale.evaluate.ngram import NgramEvaluator
 from imdm_scale.evaluate.quality import plot_quality, quality_table, render_table, show_samples, write_json
 from imdm_scale.parallel.engine import ModelEngine
@@ -25,8 +26,7 @@ def report_quality(
     models: Mapping[str, ModelEngine | None],
     layout: RunLayout,
     evaluate: EvaluateConfig,
-    train_blocks: np.ndarray,
-    valid_blocks: np.ndarray,
+    data: TrainingData,
     tokenizer: Tokenizer,
     run_dir: Path,
     console: Console,
@@ -66,6 +66,9 @@ def report_quality(
             samples[role][num_steps] = None if texts[0] is None else texts[0].numpy()
     if dist.get_rank() != main_rank:
         return {}
+    train_blocks, valid_blocks = (
+        data.first_blocks(split, evaluate.max_tokens) for split in ("train", "valid")
+    )
     evaluator = NgramEvaluator.fit(train_blocks, tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -21,11 +20,10 @@ from imdm_scale.config.architecture import architecture_of
 from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
-from imdm_scale.data.packing import prepare_blocks
-from imdm_scale.data.stream import TokenStream
+from imdm_scale.data.place import Place
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.distill.build import Parts, build_parts
-from imdm_scale.distill.console import ProgressReport, plan_table
+from imdm_scale.distill.console import ProgressReport, data_description, plan_table
 from imdm_scale.distill.im_sdtt import ImSdtt
 from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.method import Method
@@ -34,6 +32,7 @@ from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.quality import report_quality
 from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
+from imdm_scale.distill.training_data import TrainingData, find_data, open_data
 from imdm_scale.model.weights import canonical_shapes
 from imdm_scale.parallel.engine import ModelEngine
 from imdm_scale.parallel.layout import build_groups
@@ -47,10 +46,12 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         UserError: something that only the data or the files can tell does not fit.
     """
     layout = run_layout(config, dist.get_world_size(), ds_config["zero_optimization"]["stage"])
-    is_main = dist.get_rank() == layout.student.ranks[0]
+    main_rank = layout.student.ranks[0]
+    is_main = dist.get_rank() == main_rank
     set_rank_label(layout.label(dist.get_rank()))
     console = Console(quiet=not is_main)
-    tokenizer = Tokenizer.load(_path(config.tokenizer.path))
+    found = find_data(config, main_rank)
+    tokenizer = found.tokenizer
     architecture = architecture_of(config, tokenizer.vocab_size, tokenizer.mask_id)
     source_folder = _source_folder(config)
     if source_folder is not None:
@@ -60,17 +61,14 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     if is_main:
         _make_run_dir(run_dir, config, ds_config, console)
     dist.barrier()
-    data_path = _path(config.data.path)
-    train_blocks = prepare_blocks(data_path, "train", tokenizer, config.model.length, run_dir / "data")
-    valid_blocks = prepare_blocks(data_path, "valid", tokenizer, config.model.length, run_dir / "data")
+    data = open_data(config, found, run_dir, main_rank, console)
 
     console.print(
         plan_table(
             config,
             architecture,
             teacher_name=str(source_folder) if config.method.name != "pretrain" else None,
-            data_name=config.data.path or "the embedded books",
-            num_blocks=len(train_blocks),
+            data=data_description(config, data.stream, data.first_sample),
             zero_stage=ds_config["zero_optimization"]["stage"],
             world_size=dist.get_world_size(),
             device=device,
@@ -86,8 +84,18 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     else:
         weights = folder_weights(source_folder, architecture, config.seed)
     method = _method(config)
-    stream = TokenStream(train_blocks, config.seed)
-    parts = build_parts(config, ds_config, layout, groups, architecture, weights, method, stream, device)
+    parts = build_parts(
+        config,
+        ds_config,
+        layout,
+        groups,
+        architecture,
+        weights,
+        method,
+        data.stream,
+        data.first_sample,
+        device,
+    )
 
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsWriter(config, run_dir)) if is_main else None
@@ -95,9 +103,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
             assert parts.teacher is not None
             serve(config, layout, method, parts.teacher, parts.service)
         else:
-            _train_and_export(
-                config, layout, method, parts, tokenizer, valid_blocks, run_dir, console, metrics
-            )
+            _train_and_export(config, layout, method, parts, tokenizer, data, run_dir, console, metrics)
         if not config.evaluate.at_end:
             return
         with contextlib.ExitStack() as averaged:
@@ -109,9 +115,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
                 if parts.teacher is not None:
                     parts.teacher.load((name, weights(name)) for name in canonical_shapes(architecture))
                 models = {"teacher": parts.teacher, "student": parts.student}
-            quality = report_quality(
-                models, layout, config.evaluate, train_blocks, valid_blocks, tokenizer, run_dir, console
-            )
+            quality = report_quality(models, layout, config.evaluate, data, tokenizer, run_dir, console)
         if metrics is not None:
             metrics.write_quality(quality)
 
@@ -122,7 +126,7 @@ def _train_and_export(
     method: Method,
     parts: Parts,
     tokenizer: Tokenizer,
-    valid_blocks: np.ndarray,
+    data: TrainingData,
     run_dir: Path,
     console: Console,
     metrics: MetricsWriter | None,
@@ -130,6 +134,12 @@ def _train_and_export(
     """The student's side: train, save on the way, export the averaged network."""
     student, ema, plan = parts.student, parts.ema, parts.student_plan
     assert student is not None and ema is not None and plan is not None
+
+    def export(name: str, step: int) -> None:
+        """Write the averaged network and its place in the data."""
+        samples = data.first_sample + step * config.train.global_batch_size
+        export_model(student, tokenizer, run_dir / name, Place.of(data.stream, samples))
+
     with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
 
         def after_update(update: Update) -> None:
@@ -138,15 +148,17 @@ def _train_and_export(
             progress.show(update)
             if update.step % config.train.save_every == 0 and update.step < config.train.max_steps:
                 with ema.in_student():
-                    export_model(student, tokenizer, run_dir / "checkpoints" / f"step-{update.step:08d}")
+                    export(f"checkpoints/step-{update.step:08d}", update.step)
 
-        train(config, layout, method, student, parts.targets, ema, plan, after_update)
+        num_updates = train(config, layout, method, student, parts.targets, ema, plan, after_update)
 
     with ema.in_student():
-        export_model(student, tokenizer, run_dir / "student")
+        export("student", num_updates)
         console.print(f"student written to {run_dir / 'student'}")
         if config.method.name == "pretrain":
-            nelbo = validation_nelbo(student, valid_blocks, config.evaluate.batch_size, config.evaluate.seed)
+            evaluate = config.evaluate
+            valid_blocks = data.first_blocks("valid", evaluate.max_tokens)
+            nelbo = validation_nelbo(student, valid_blocks, evaluate.batch_size, evaluate.seed)
             console.print(f"validation NELBO {nelbo:.4f} nats per token")
             if metrics is not None:
                 (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")

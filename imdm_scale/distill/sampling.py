@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imdm_scale.data.stream import TokenStream
+from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.sampler import SamplerSettings, sample_by
 from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
@@ -89,7 +89,7 @@ def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, se
         )
     per_rank = len(blocks) // (batch_size * dp_size)
     plan = BatchPlan(
-        stream=TokenStream(blocks, seed),
+        stream=TokenStream(ArrayCorpus(blocks), seed),
         seed=seed,
         global_batch_size=per_rank * batch_size * dp_size,
         micro_batch_size=batch_size,

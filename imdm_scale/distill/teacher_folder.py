@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from imdm_scale.assets import TEACHER
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.data.tokenizer import Tokenizer, holds_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
 from imdm_scale.hf.export import CONFIG_FILE, architecture_from_config
@@ -33,8 +34,9 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
     if config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(
             f"the token ids of {folder} (tokenizer {config.tokenizer_fingerprint[:12]}, {config.vocab_size} ids) "
-            f"and of tokenizer.path (tokenizer {tokenizer.fingerprint[:12]}, {tokenizer.vocab_size} ids) mean "
-            f"different words; set tokenizer.path={folder} or choose a teacher of this tokenizer."
+            f"and of this run (tokenizer {tokenizer.fingerprint[:12]}, {tokenizer.vocab_size} ids) mean different "
+            f"words; {_its_tokenizer(folder)}, with data that are text or were prepared by that tokenizer, or "
+            "choose a teacher of this tokenizer."
         )
     theirs = architecture_from_config(config)
     for field in dataclasses.fields(Architecture):
@@ -44,3 +46,9 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
                 f"{field.name} is {seen} in {folder / 'config.json'} but {wanted} in this run, and the student "
                 "starts as its teacher's copy; set model.* (or tokenizer.path) to match, or choose another folder."
             )
+
+
+def _its_tokenizer(folder: Path) -> str:
+    if folder == TEACHER:
+        return "leave tokenizer.path null"
+    return f"set tokenizer.path={folder}" if holds_tokenizer(folder) else "set tokenizer.path to that model's"

@@ -24,9 +24,17 @@ from imdm_scale.parallel.shards import WholeTensors
 class Targets(ABC):
     """What the student's loop asks for. On every rank of the student; hidden states come to the last stage only."""
 
-    def __init__(self, hand_over: HandOver, head: FrozenHead | None, plan: BatchPlan) -> None:
-        self.hand_over, self.head, self.plan = hand_over, head, plan
+    def __init__(self, hand_over: HandOver, head: FrozenHead | None, plan: BatchPlan, ahead: int) -> None:
+        """Targets for the samples of `plan`, of which the teacher works up to `ahead` updates ahead."""
+        self.hand_over, self.head, self.plan, self.ahead = hand_over, head, plan, ahead
         self.pending: dict[int, Pending] = {}
+
+    def advance(self, step: int) -> None:
+        """Have the blocks of update `step`, and of those that may be set about before it is done, at hand.
+
+        Collective over each replica.
+        """
+        self.plan.advance(step, self.ahead)
 
     @abstractmethod
     def begin(self, step: int) -> Pending:
@@ -85,11 +93,16 @@ class ColocatedTargets(Targets):
         prefetch: int,
         last_step: int,
     ) -> None:
-        super().__init__(hand_over, head, plan)
+        super().__init__(hand_over, head, plan, prefetch)
         self.method, self.teacher, self.teacher_plan = method, teacher, teacher_plan
-        self.prefetch, self.last_step = prefetch, last_step
+        self.last_step = last_step
         self.current = 0
         self.stream = torch.cuda.Stream(teacher.device) if teacher.device.type == "cuda" else None
+
+    def advance(self, step: int) -> None:
+        """See `Targets.advance`; the teacher's blocks, too."""
+        super().advance(step)
+        self.teacher_plan.advance(step, self.ahead)
 
     def begin(self, step: int) -> Pending:
         """The teacher's work for an update, and its hand-over."""
@@ -99,7 +112,7 @@ class ColocatedTargets(Targets):
 
     def may_begin(self, step: int) -> bool:
         """Within the prefetch, the round and the run."""
-        if step > self.current + self.prefetch or step >= self.last_step:
+        if step > self.current + self.ahead or step >= self.last_step:
             return False
         mine, its = self.method.round_at(self.current), self.method.round_at(step)
         return mine is not None and its is not None and mine.index == its.index
@@ -161,6 +174,7 @@ class TeacherService:
 
     def serve(self, step: int) -> None:
         """Compute update `step` and send it, as far ahead of the student as the flow control allows."""
+        self.plan.advance(step)
         rows_NH, counts = teach(self.method, self.teacher, self.plan, step)
         flow_control = self.hand_over.flow_control
         assert flow_control is not None

@@ -23,6 +23,8 @@ class RoleGroups:
     """What DeepSpeed takes."""
     everyone: dist.ProcessGroup
     """All ranks of the role."""
+    replica: dist.ProcessGroup | None
+    """This rank's data-parallel replica over CPU memory, first its rank that reads the data; None if it is alone."""
     covers_world: bool
     """Whether every rank of the run is in the role."""
 
@@ -148,6 +150,9 @@ def _role_groups(layout: RoleLayout, world_size: int) -> RoleGroups | None:
     mp = _my_group(layout.model_groups)
     alone = _my_group([(rank,) for rank in layout.ranks])
     everyone = _my_group([layout.ranks])
+    replica = None
+    if layout.tp * layout.pp > 1:
+        replica = _my_group(layout.model_groups, backend="gloo" if dist.get_backend() == "nccl" else None)
     if tp is None:
         return None
     collection = ProcessGroupCollection()
@@ -159,15 +164,20 @@ def _role_groups(layout: RoleLayout, world_size: int) -> RoleGroups | None:
     collection.embd = collection.pos_embd = collection.hcp = None
     assert dp is not None and pp is not None and mp is not None and everyone is not None
     return RoleGroups(
-        layout, collection, ModelParallelUnit(tp, pp, dp, mp), everyone, len(layout.ranks) == world_size
+        layout,
+        collection,
+        ModelParallelUnit(tp, pp, dp, mp),
+        everyone,
+        replica,
+        len(layout.ranks) == world_size,
     )
 
 
-def _my_group(ranks_of_groups: list[tuple[int, ...]]) -> dist.ProcessGroup | None:
+def _my_group(ranks_of_groups: list[tuple[int, ...]], backend: str | None = None) -> dist.ProcessGroup | None:
     """Make one group for each tuple of ranks and return the one that this rank is in, if any."""
     mine = None
     for ranks in ranks_of_groups:
-        group = dist.new_group(list(ranks))
+        group = dist.new_group(list(ranks), backend=backend)
         if dist.get_rank() in ranks:
             mine = group
     return mine

@@ -93,7 +93,22 @@ def test_ranges(key: str, value: str, allowed: str) -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    assert set(RANGES) == {key for key, setting in settings().items() if setting.kind in (int, float)}
+    numbers = (int, float, list[float])
+    assert set(RANGES) == {key for key, setting in settings().items() if setting.kind in numbers}
+
+
+def test_every_number_of_a_list_is_checked() -> None:
+    message = refusal("data.path=[tests,docs]", "data.weights=[1,0]")
+    assert message == "data.weights is [1.0, 0.0], but must be above 0."
+
+
+def test_data() -> None:
+    assert made("data.path=[tests,docs]").data.path == ["tests", "docs"]
+    assert made("data.path=s3://a/b: [c").data.path == "s3://a/b: [c"
+    check_config(made("data.path=[tests,s3://bucket/owt]", "data.weights=[3,1.5]"), 1)
+    assert "data.weights has 1 numbers" in refusal("data.path=[tests,docs]", "data.weights=[1]")
+    assert "data.path is an empty list" in refusal("data.path=[]")
+    assert "data.path is testz, which does not exist; did you mean tests" in refusal("data.path=[docs,testz]")
 
 
 def test_bounds_that_are_allowed() -> None:

@@ -1,111 +1,111 @@
-"""Packing against a plain loop, and the cache of packed blocks."""
+"""Packing against straightforward references, however the documents are cut into batches."""
 
 from __future__ import annotations
-
-import multiprocessing
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imdm_scale.data.corpus import read_documents
-from imdm_scale.data.packing import pack, prepare_blocks
-from imdm_scale.data.tokenizer import Tokenizer
-from imdm_scale.errors import UserError
+from imdm_scale.data.packing import BLANK, EMPTY, BlockLayout, PackState, finish, pack
 
 BOS, EOS = 1, 2
 
 
-@given(st.lists(st.lists(st.integers(3, 50), max_size=20), max_size=10), st.integers(3, 12))
-def test_layout_against_a_plain_loop(documents, length):
-    tokens = [token for document in documents for token in [*document, EOS]]
-    expected = []
-    while len(tokens) >= length - 2:
-        expected.append([BOS, *tokens[: length - 2], EOS])
-        tokens = tokens[length - 2 :]
-    blocks = pack(iter(documents), length, BOS, EOS)
-    assert blocks.dtype == np.int32
-    assert blocks.shape == (len(expected), length)
-    assert blocks.tolist() == expected
+def reference_blocks(layout, rows):
+    """Blocks of rows, which are lists of ids or None for a blank text; one list a block."""
+    eos, size = [EOS] if layout.document_eos else [], layout.length - 2
+    documents = [row for row in rows if row is not None]
+    if layout.packing == "document":
+        filled = [[BOS, *row[:size], *([EOS] * layout.length)] for row in documents]
+        return [block[: layout.length] for block in filled]
+    blocks, group = [], layout.documents_per_group or max(len(rows), 1)
+    for first in range(0, len(rows), group):
+        texts = [[*row, *eos] for row in rows[first : first + group] if row is not None]
+        text = [token for row in texts for token in row]
+        if layout.packing == "plain":
+            chunks = [text[i : i + layout.length] for i in range(0, len(text), layout.length)]
+            blocks += [chunk for chunk in chunks if len(chunk) == layout.length]
+        else:
+            chunks = [text[i : i + size] for i in range(0, len(text), size)]
+            blocks += [[BOS, *chunk, EOS] for chunk in chunks if len(chunk) == size]
+    return blocks
 
 
-def test_blocks_without_room_for_text():
-    with pytest.raises(ValueError, match="no room"):
-        pack([[3]], 2, BOS, EOS)
+def as_arrays(rows, dtype="uint16"):
+    ids = [token for row in rows if row is not None for token in row]
+    return np.array(ids, dtype), np.array([BLANK if row is None else len(row) for row in rows], np.int64)
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(read_documents(None, "valid"))[:50_000])
-    return path
+def packed(layout, batches, state=EMPTY):
+    """All blocks of batches of rows, and the states after each."""
+    blocks, states = [], [state]
+    for rows in batches:
+        state, blocks_BL = pack(layout, state, *as_arrays(rows, layout.dtype))
+        assert blocks_BL.dtype == layout.dtype
+        assert blocks_BL.shape[1:] == (layout.length,)
+        blocks += blocks_BL.tolist()
+        states.append(state)
+    return blocks, states
 
 
-def test_blocks_decode_to_the_corpus_and_are_cached(text, tmp_path):
-    tokenizer, cache = Tokenizer.load(None), tmp_path / "deep" / "cache"
-    blocks = prepare_blocks(text, "train", tokenizer, 32, cache)
-    document = next(read_documents(text, "train"))
-    assert tokenizer.decode(blocks[0]) in document
-    assert (blocks[:, 0] == tokenizer.bos_id).all()
-    assert (blocks[:, -1] == tokenizer.eos_id).all()
-    files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-    assert len(files) == 2
-    again = prepare_blocks(text, "train", tokenizer, 32, cache)
-    assert isinstance(again, np.memmap)
-    assert np.array_equal(blocks, again)
-    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
+layouts = st.builds(
+    BlockLayout,
+    packing=st.sampled_from(["wrapped", "plain", "document"]),
+    length=st.integers(3, 12),
+    documents_per_group=st.integers(0, 7),
+    document_eos=st.booleans(),
+    bos_id=st.just(BOS),
+    eos_id=st.just(EOS),
+    dtype=st.sampled_from(["uint16", "uint32"]),
+)
+batches_of_rows = st.lists(
+    st.lists(st.none() | st.lists(st.integers(0, 65535), max_size=25), max_size=6), max_size=6
+)
 
 
-def test_another_split_length_or_corpus_gives_other_blocks(text, tmp_path):
-    tokenizer = Tokenizer.load(None)
-    train = prepare_blocks(text, "train", tokenizer, 32, tmp_path)
-    valid = prepare_blocks(text, "valid", tokenizer, 32, tmp_path)
-    assert 0 < len(valid) < len(train)
-    assert prepare_blocks(text, "train", tokenizer, 16, tmp_path).shape[1] == 16
-    text.write_text("\n\n".join(read_documents(None, "valid"))[:20_000])
-    assert len(prepare_blocks(text, "train", tokenizer, 32, tmp_path)) < len(train)
+@given(layouts, batches_of_rows)
+def test_blocks_against_the_reference(layout, batches):
+    blocks, states = packed(layout, batches)
+    rows = [row for batch in batches for row in batch]
+    assert blocks == reference_blocks(layout, rows)
+    assert states[-1].num_blocks == len(blocks)
 
 
-@pytest.mark.parametrize("part", ["truncated array", "foreign header", "broken header", "no header"])
-def test_damaged_cache_is_made_again(text, tmp_path, part):
-    tokenizer, cache = Tokenizer.load(None), tmp_path / "cache"
-    blocks = np.array(prepare_blocks(text, "train", tokenizer, 32, cache))
-    (array_file,), (header_file,) = cache.glob("*.npy"), cache.glob("*.json")
-    if part == "truncated array":
-        array_file.write_bytes(array_file.read_bytes()[:-1000])
-    elif part == "foreign header":
-        header_file.write_text(header_file.read_text().replace(tokenizer.fingerprint, "0" * 64))
-        np.save(array_file, blocks + 1)
-    elif part == "broken header":
-        header_file.write_text("{")
+@given(layouts, batches_of_rows)
+def test_counts(layout, batches):
+    rows = [row for batch in batches for row in batch]
+    documents = [row for row in rows if row is not None]
+    blocks, states = packed(layout, batches)
+    end = finish(states[-1])
+    assert (end.num_rows, end.num_documents, end.rest) == (len(rows), len(documents), ())
+    if layout.packing == "document":
+        assert end.num_tokens == sum(map(len, documents))
+        assert end.num_tokens - end.num_dropped == sum(min(len(row), layout.length - 2) for row in documents)
     else:
-        header_file.unlink()
-    assert np.array_equal(prepare_blocks(text, "train", tokenizer, 32, cache), blocks)
-    assert tokenizer.fingerprint in header_file.read_text()
+        assert end.num_tokens == sum(map(len, documents)) + layout.document_eos * len(documents)
+        assert end.num_tokens - end.num_dropped == len(blocks) * layout.chunk_length
 
 
-def _prepare(text, cache, results):
-    results.put(prepare_blocks(text, "train", Tokenizer.load(None), 32, cache).sum())
+@given(layouts, batches_of_rows, st.data())
+def test_packing_goes_on_from_any_state(layout, batches, data):
+    blocks, states = packed(layout, batches)
+    at = data.draw(st.integers(0, len(batches)))
+    stored = PackState(**vars(states[at]))
+    later, states_again = packed(layout, batches[at:], stored)
+    assert blocks[stored.num_blocks :] == later
+    assert states_again[-1] == states[-1]
 
 
-def test_several_processes_prepare_at_once(text, tmp_path):
-    cache, context = tmp_path / "cache", multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_prepare, args=(text, cache, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    sums = {results.get(timeout=60) for _ in processes}
-    for process in processes:
-        process.join()
-    assert sums == {prepare_blocks(text, "train", Tokenizer.load(None), 32, tmp_path / "alone").sum()}
-    assert len(list(cache.iterdir())) == 2, "no temporary file is left"
-
-
-def test_too_little_text_and_a_cache_that_is_no_folder(text, tmp_path):
-    short = tmp_path / "short.txt"
-    short.write_text("a word\n\nanother")
-    with pytest.raises(UserError, match="does not fill one block of 32 tokens"):
-        prepare_blocks(short, "train", Tokenizer.load(None), 32, tmp_path)
-    with pytest.raises(UserError, match="cannot be written"):
-        prepare_blocks(text, "train", Tokenizer.load(None), 32, short)
+@pytest.mark.parametrize(
+    ("packing", "expected"),
+    [
+        ("wrapped", [[1, 5, 6, 2], [1, 7, 2, 2], [1, 8, 2, 2], [1, 9, 2, 2], [1, 3, 2, 2]]),
+        ("plain", [[5, 6, 7, 2], [8, 2, 9, 2]]),
+        ("document", [[1, 5, 6, 2], [1, 2, 2, 2], [1, 8, 2, 2], [1, 9, 2, 2], [1, 3, 2, 2]]),
+    ],
+)
+def test_layouts_by_hand(packing, expected):
+    layout = BlockLayout(packing, 4, 3, True, BOS, EOS, "uint16")
+    rows = [[5, 6, 7], [], None, [8], [9], None, [3]]
+    assert packed(layout, [rows])[0] == expected

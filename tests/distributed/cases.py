@@ -16,8 +16,8 @@ from imdm_scale.checkpoint.save import export_model
 from imdm_scale.config.deepspeed_json import resolve_ds_config
 from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.tree import Config
-from imdm_scale.data.stream import TokenStream
-from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.data.stream import ArrayCorpus, TokenStream
+from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.im_sdtt import ImSdtt
@@ -61,7 +61,8 @@ def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
         architecture,
         source(weights_of(plain_network(architecture))),
         method_of(config),
-        TokenStream(small_blocks(), config.seed),
+        TokenStream(ArrayCorpus(small_blocks()), config.seed),
+        0,
         torch.device("cpu"),
     )
     return layout, parts
@@ -174,7 +175,7 @@ def exported(config: Config, ds_json: dict[str, Any], folder: Path) -> Weights |
     _, parts = build(config, ds_json)
     if parts.student is None:
         return None
-    export_model(parts.student, Tokenizer.load(None), folder)
+    export_model(parts.student, load_tokenizer(None), folder)
     return whole(parts.student)
 
 

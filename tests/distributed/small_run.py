@@ -20,7 +20,7 @@ from torch import Tensor
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.load import build_config, parse_override
 from imdm_scale.config.tree import Config
-from imdm_scale.data.stream import TokenStream
+from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
@@ -104,7 +104,7 @@ def small_plan(config: Config) -> BatchPlan:
     """The corpus, a global batch at a time."""
     batch_size = config.train.global_batch_size
     return BatchPlan(
-        stream=TokenStream(small_blocks(), config.seed),
+        stream=TokenStream(ArrayCorpus(small_blocks()), config.seed),
         seed=config.seed,
         global_batch_size=batch_size,
         micro_batch_size=batch_size,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from imdm_scale.config.layout import run_layout
@@ -34,6 +35,13 @@ def die() -> None:
 
 def raise_an_error() -> None:
     raise LookupError("it went wrong here")
+
+
+def kill_readers() -> None:
+    readers = [p for p in psutil.Process().children(recursive=True) if p.name() == "pt_data_worker"]
+    assert readers
+    for process in readers:
+        process.kill()
 
 
 def hang() -> None:
@@ -156,6 +164,19 @@ def test_a_rank_that_raises_ends_the_run(tmp_path: Path, config: Config, failing
     assert ended.output.count("Traceback") == 1 and "in raise_an_error" in ended.output
     assert ended.exit_codes == codes(failing_rank, FAILURE_EXIT_CODE)
     assert seconds < SOON
+
+
+def test_a_killed_reading_process_ends_the_run(tmp_path: Path) -> None:
+    config = layout("colocated", tp=2)
+    config.data.workers = 1
+    ended, errors, seconds = launch(tmp_path, config, 2, kill_readers)
+    assert len(errors) == 1 and re.match(
+        r"error: one of the 1 processes that read data ahead is gone \(DataLoader worker",
+        errors[0],
+    ), ended.output
+    assert "Traceback" not in ended.output
+    assert ended.exit_codes == codes(2, USER_ERROR_EXIT_CODE)
+    assert seconds < 2 * SOON  # what had been read ahead is used up first, and torch looks every five seconds
 
 
 @pytest.mark.parametrize(

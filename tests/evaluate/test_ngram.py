@@ -7,10 +7,12 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from imdm_scale.data.packing import prepare_blocks
-from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.data.prepare import PrepareOptions, prepare
+from imdm_scale.data.sources import SourceSpec
+from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.ngram import NgramEvaluator
+from tests.data_pipeline.prepared import open_folder
 
 VOCAB = 60
 
@@ -97,8 +99,9 @@ def test_corpus_too_small_to_estimate_discounts_still_gives_a_distribution():
 
 @pytest.fixture(scope="module")
 def novels(tmp_path_factory):
-    tokenizer, cache = Tokenizer.load(None), tmp_path_factory.mktemp("cache")
-    train, valid = (prepare_blocks(None, split, tokenizer, 64, cache) for split in ("train", "valid"))
+    tokenizer, out = load_tokenizer(None), tmp_path_factory.mktemp("data") / "books"
+    prepare(SourceSpec(), tokenizer, PrepareOptions(length=64), out)
+    train, valid = (open_folder(out).first_blocks(split, 10**6) for split in ("train", "valid"))
     return tokenizer, train, valid, NgramEvaluator.fit(train, tokenizer.vocab_size, eos_id=tokenizer.eos_id)
 
 

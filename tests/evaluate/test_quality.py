@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.evaluate.metrics import generative_perplexity, unigram_entropy
 from imdm_scale.evaluate.ngram import NgramEvaluator
 from imdm_scale.evaluate.quality import plot_quality, quality_table, render_table, show_samples, write_json
@@ -68,7 +68,7 @@ def test_entropy_by_hand():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.load(None)
+    return load_tokenizer(None)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,203 @@
+"""The text of a run: found and, where it is not prepared, prepared by one rank; opened by all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch.distributed as dist
+from rich.console import Console
+
+from imdm_scale.config.tree import Config, DataConfig
+from imdm_scale.data.folder import FetchSettings, PreparedFolder
+from imdm_scale.data.manifest import FILE_NAME, Manifest
+from imdm_scale.data.mixture import Mixture
+from imdm_scale.data.place import Place
+from imdm_scale.data.prepare import PrepareOptions, prepare
+from imdm_scale.data.prepared_corpus import PreparedCorpus
+from imdm_scale.data.sources import SourceSpec
+from imdm_scale.data.stream import Stream, TokenStream
+from imdm_scale.data.tokenizer import Tokenizer, load_tokenizer
+from imdm_scale.errors import UserError
+
+MOST_TEXT = 1 << 30
+"""Bytes of text that a run prepares by itself; more would keep all ranks waiting."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoundCorpus:
+    """One entry of `data.path`."""
+
+    path: str | None
+    """As it is set; None is the packaged books."""
+    manifest: Manifest | None
+    """None where it is text that has yet to be prepared."""
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """What `data.path` and `tokenizer.path` name; the same on every rank."""
+
+    corpora: tuple[FoundCorpus, ...]
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The blocks of a run."""
+
+    stream: Stream
+    """All training blocks."""
+    first_sample: int
+    """Number in the stream of the run's first sample."""
+    folders: tuple[PreparedFolder, ...]
+    """Where they are."""
+    skip_damaged: bool
+    """Whether shards that cannot be read are left out."""
+
+    def first_blocks(self, split: str, max_tokens: int) -> np.ndarray:
+        """The first blocks of every corpus, (number of blocks, L), about `max_tokens` tokens at most in all."""
+        each = max(1, max_tokens // (self.stream.length * len(self.folders)))
+        parts = [folder.first_blocks(split, each, self.skip_damaged) for folder in self.folders]
+        return np.concatenate(parts)
+
+
+def find_data(config: Config, main_rank: int) -> FoundData:
+    """Read the manifests and the tokenizer on one rank and tell all. Collective.
+
+    Raises:
+        UserError: on that rank: something is not there, or does not fit together.
+    """
+    return _from(main_rank, lambda: _find(config))
+
+
+def open_data(
+    config: Config, found: FoundData, run_dir: Path, main_rank: int, console: Console
+) -> TrainingData:
+    """The streams of all corpora as one. Text is first prepared, by one rank, into `run_dir`/data. Collective.
+
+    Raises:
+        UserError: text that cannot be prepared; a cache that is too small; a place in the data that is not
+            this stream's.
+    """
+    fetch = fetch_settings(config.data)
+
+    def all_prepared() -> list[tuple[str, Manifest]]:
+        parts = []
+        for index, corpus in enumerate(found.corpora):
+            if corpus.manifest is not None:
+                assert corpus.path is not None
+                parts.append((corpus.path, corpus.manifest))
+                continue
+            out = run_dir / "data" / str(index)
+            options = PrepareOptions(length=config.model.length)
+            with console.status(f"preparing {corpus.path or 'the packaged books'}"):
+                parts.append((str(out), prepare(SourceSpec(corpus.path), found.tokenizer, options, out)))
+        return parts
+
+    folders = tuple(PreparedFolder(url, manifest, fetch) for url, manifest in _from(main_rank, all_prepared))
+    _check_cache(config.data, folders)
+    skip = config.data.on_damage == "skip"
+    streams = [TokenStream(PreparedCorpus(folder, "train"), config.seed, skip) for folder in folders]
+    stream = streams[0] if len(streams) == 1 else Mixture(streams, config.data.weights)
+    first_sample = 0
+    if config.data.continue_from is not None:
+        place = Place.read(Path(config.data.continue_from))
+        place.check(stream)
+        first_sample = place.samples
+    return TrainingData(stream, first_sample, folders, skip)
+
+
+def fetch_settings(data: DataConfig) -> FetchSettings:
+    """How shards behind a URL come to this machine."""
+    if data.cache_dir is not None:
+        cache_dir = Path(data.cache_dir)
+    else:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imdm_scale"
+    return FetchSettings(
+        cache_dir=cache_dir,
+        cache_bytes=int(data.cache_gib * 2**30),
+        attempts=data.attempts,
+        timeout=data.timeout,
+    )
+
+
+def _from(main_rank: int, make: Callable[[], T]) -> T:
+    """What `make` gives on one rank, on all ranks."""
+    made = [make() if dist.get_rank() == main_rank else None]
+    dist.broadcast_object_list(made, src=main_rank)
+    assert made[0] is not None
+    return made[0]
+
+
+def _find(config: Config) -> FoundData:
+    setting = config.data.path
+    fetch = fetch_settings(config.data)
+    given = load_tokenizer(config.tokenizer.path) if config.tokenizer.path is not None else None
+    corpora, folders = [], []
+    for path in setting if isinstance(setting, list) else [setting]:
+        if path is None or ("://" not in path and not (Path(path) / FILE_NAME).is_file()):
+            _check_size(path)
+            corpora.append(FoundCorpus(path, None))
+            continue
+        folder = PreparedFolder.open(path, fetch)
+        _check_prepared(path, folder.manifest, config.model.length)
+        corpora.append(FoundCorpus(path, folder.manifest))
+        folders.append(folder)
+    if given is None:
+        given = load_tokenizer(folders[0].tokenizer_folder()) if folders else load_tokenizer(None)
+    for folder in folders:
+        record = folder.manifest.tokenizer
+        if record.fingerprint != given.fingerprint:
+            of_run = f"tokenizer.path {config.tokenizer.path}" if config.tokenizer.path else folders[0].url
+            raise UserError(
+                f"the token ids of {folder.url} (tokenizer {record.fingerprint[:12]}, {record.vocab_size} ids) and "
+                f"of {of_run} (tokenizer {given.fingerprint[:12]}, {given.vocab_size} ids) mean different words; "
+                "leave tokenizer.path null, or prepare the data with the tokenizer that the run is to have."
+            )
+    return FoundData(tuple(corpora), given)
+
+
+def _check_prepared(path: str, manifest: Manifest, length: int) -> None:
+    if manifest.length != length:
+        raise UserError(
+            f"model.length is {length}, but the data in {path} have blocks of {manifest.length} tokens; set "
+            f"model.length={manifest.length}, or prepare them again with --length {length}."
+        )
+    for split in ("train", "valid"):
+        if split not in manifest.splits:
+            raise UserError(
+                f"the data in {path} have no {split} split (only {', '.join(manifest.splits)}), and training needs "
+                "train and valid; prepare them again with both."
+            )
+
+
+def _check_size(path: str | None) -> None:
+    if path is None:
+        return
+    files = (
+        [Path(path)] if Path(path).is_file() else [file for file in Path(path).rglob("*") if file.is_file()]
+    )
+    size = sum(file.stat().st_size for file in files)
+    if size > MOST_TEXT:
+        raise UserError(
+            f"data.path {path} holds {size / 2**30:.1f} GiB of text, more than the {MOST_TEXT >> 30} GiB that a run "
+            f"prepares by itself; run `tools/prepare_data.py prepare --source {path} --out DIR`, then data.path=DIR."
+        )
+
+
+def _check_cache(data: DataConfig, folders: tuple[PreparedFolder, ...]) -> None:
+    """Every corpus behind a URL needs room for its windows, and all share one cache."""
+    needed = sum(folder.required_bytes("train") for folder in folders)
+    if needed > data.cache_gib * 2**30:
+        raise UserError(
+            f"data.cache_gib is {data.cache_gib:g}, but the shards that are read and fetched at a time take "
+            f"{needed / 2**30:.3g} GiB; set it to that at least, or prepare the data with a smaller --shuffle-window "
+            "or --shard-mib."
+        )
