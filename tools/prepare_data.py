@@ -23,22 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from imdm_scale.config.prepare_cli import available_cores, parse_prepare_arguments
+from imdm_scale.data.prepare_console import PreparationReport, reading, say, show_next
 from imdm_scale.errors import UserError
 
 # What reads text and shards takes seconds to load, so each command loads it when its arguments are known to be right.
 if TYPE_CHECKING:
     from imdm_scale.data.folder import PreparedFolder
+    from imdm_scale.data.manifest import Manifest
     from imdm_scale.data.sources import SourceSpec
+
+SHOWN_DOCUMENTS = 1000
+"""On so many a new tokenizer's rate is measured."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,10 +47,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = argv[0] == "prepare"
-        print(
-            "interrupted; the same command goes on from here." if goes_on else "interrupted.", file=sys.stderr
-        )
+        goes_on = "; the same command goes on from here" if argv[0] == "prepare" else ""
+        print(f"interrupted{goes_on}.", file=sys.stderr)
         return 130
 
 
@@ -62,7 +57,6 @@ def prepare(arguments: argparse.Namespace) -> int:
     from imdm_scale.data.inspection_tables import contents_table
     from imdm_scale.data.prepare import PrepareOptions
     from imdm_scale.data.prepare import prepare as prepare_folder
-    from imdm_scale.data.prepare_console import PreparationReport
     from imdm_scale.data.tokenizer import load_tokenizer
 
     console = Console()
@@ -88,10 +82,9 @@ def prepare(arguments: argparse.Namespace) -> int:
             report=progress.show,
         )
     if not progress.rates:
-        console.print(f"{out} holds exactly this already; nothing was done.", highlight=False, soft_wrap=True)
-    console.print(
-        contents_table(manifest, f"{out}: blocks of {manifest.length:,} tokens", progress.rates or None)
-    )
+        say(console, f"{out} holds exactly this already; nothing was done.")
+    say(console, headline(str(out), manifest), style="bold")
+    console.print(contents_table(manifest, progress.rates or None))
     if {"train", "valid"} <= manifest.splits.keys():
         following = (
             "deepspeed tools/train.py --ds_config configs/ds/zero3.json --recipe configs/recipes/pretrain_tiny.yaml "
@@ -121,27 +114,31 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
             "--train is none, but a tokenizer is trained on the training text; name a split, or leave it out."
         )
     console = Console()
+    with writable(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     shown: list[str] = []  # the first documents, to say how well the tokenizer does on them
-    with console.status("reading documents") as status:
+    status = console.status("reading documents")
+    interrupt = signal.getsignal(signal.SIGINT)
 
-        def texts() -> Iterator[str]:
-            number = 0
-            for batch in documents.batches(0, 100):
-                for text in itertools.islice(batch, (arguments.max_documents or sys.maxsize) - number):
-                    number += 1
-                    if len(shown) < 1000:
-                        shown.append(text)
-                    yield text
-                status.update(f"reading documents: {number:,}")
-                if number == arguments.max_documents:
-                    break
-            status.update(f"training on {number:,} documents")
+    def texts() -> Iterator[str]:
+        number = 0
+        for batch in documents.batches(0, 100):
+            for text in itertools.islice(batch, (arguments.max_documents or sys.maxsize) - number):
+                number += 1
+                if len(shown) < SHOWN_DOCUMENTS:
+                    shown.append(text)
+                yield text
+            status.update(f"reading documents: {number:,}")
+            if number == arguments.max_documents:
+                break
+        status.stop()
+        say(console, f"training on {number:,} documents; this may take a while")
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # sentencepiece does not look for interrupts while it trains
 
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            )  # the library does not look for interrupts while it trains
+    try:
+        with status:
             model = train_sentencepiece(
                 texts(),
                 arguments.vocab_size,
@@ -150,18 +147,18 @@ def train_tokenizer(arguments: argparse.Namespace) -> int:
                 num_threads=arguments.threads,
                 max_sentences=arguments.max_sentences,
             )
-            partial_path(out).write_bytes(model)
-            put_in_place(out)
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written ({error.strerror}); name another file.") from None
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    with writable(out):
+        partial_path(out).write_bytes(model)
+        put_in_place(out)
     tokenizer = load_tokenizer(out, setting="--out")
     num_characters = sum(map(len, shown))
     num_tokens = sum(map(len, tokenizer.encode_batch(shown)))
-    console.print(
-        f"{out}: {tokenizer.vocab_size - 1:,} pieces; {num_characters / max(1, num_tokens):.2f} characters a token "
-        f"on the first {len(shown):,} documents",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        console,
+        f"{out}: {tokenizer.vocab_size - 1:,} pieces; {num_characters / max(1, num_tokens):.2f} characters a token on "
+        f"the first {len(shown):,} documents",
     )
     source = f" --source {shlex.quote(arguments.source)}" if arguments.source else ""
     show_next(
@@ -180,7 +177,8 @@ def verify(arguments: argparse.Namespace) -> int:
     console = Console()
     with opened(arguments.folder, arguments.threads) as folder:
         manifest = folder.manifest
-        console.print(contents_table(manifest, f"{folder.url}: blocks of {manifest.length:,} tokens"))
+        say(console, headline(folder.url, manifest), style="bold")
+        console.print(contents_table(manifest))
         with reading(
             console, "verifying", sum(split.num_bytes for split in manifest.splits.values())
         ) as report:
@@ -188,22 +186,20 @@ def verify(arguments: argparse.Namespace) -> int:
     console.print(histogram_table(found.counts_V, found.tokenizer))
     num_used = int((found.counts_V > 0).sum())
     num_unused = len(found.counts_V) - num_used
-    console.print(
-        f"{num_used:,} ids occur, {num_unused:,} never do, the mask's among them\n", highlight=False
-    )
+    say(console, f"{num_used:,} ids occur, {num_unused:,} never do, the mask's among them\n")
     if found.tokenizer is not None:
         console.print(show_samples(found.samples, found.tokenizer))
     for damage in found.damages:
-        console.print(f"damaged: {damage}", style="red", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"damaged: {damage}", style="red")
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     if found.damages:
         number = f"{len(found.damages)} damage{'s' * (len(found.damages) > 1)}"
-        console.print(f"{number} found in {num_shards:,} shards.", style="bold red", highlight=False)
+        say(console, f"{number} found in {num_shards:,} shards.", style="bold red")
         return 1
-    console.print(
+    say(
+        console,
         f"All {num_shards:,} shards are whole; the data's hash is {manifest.hash[:16]}.",
         style="bold",
-        highlight=False,
     )
     return 0
 
@@ -222,13 +218,14 @@ def stats(arguments: argparse.Namespace) -> int:
             statistics = {
                 name: split_statistics(folder, name, arguments.max_blocks, report) for name in manifest.splits
             }
-    title = f"{folder.url}: blocks of {manifest.length:,} tokens, {manifest.options['packing']}"
-    console.print(statistics_table(statistics, tokenizer, title))
+    title = headline(folder.url, manifest)
+    say(console, title, style="bold")
+    console.print(statistics_table(statistics, tokenizer))
     if arguments.out is not None:
         from imdm_scale.data.inspection_plot import plot_statistics
 
         plot_statistics(statistics, tokenizer, title, arguments.out)
-        console.print(f"plot written to {arguments.out}", highlight=False, soft_wrap=True)
+        say(console, f"plot written to {arguments.out}")
     return 0
 
 
@@ -252,6 +249,15 @@ def source_spec(arguments: argparse.Namespace) -> SourceSpec:
 
 
 @contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """What the disk refuses within it becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); name another file.") from None
+
+
+@contextmanager
 def opened(url: str, threads: int) -> Iterator[PreparedFolder]:
     """A prepared folder; shards of a URL pass through a temporary cache, so that the URL's own bytes are read."""
     from imdm_scale.data.folder import FetchSettings, PreparedFolder
@@ -264,27 +270,9 @@ def opened(url: str, threads: int) -> Iterator[PreparedFolder]:
         yield PreparedFolder(folder.url, folder.manifest, dataclasses.replace(fetch, cache_bytes=room))
 
 
-@contextmanager
-def reading(console: Console, what: str, num_bytes: int | None = None):
-    """A live bar of bytes on a terminal; gives a function to be called with each shard that was read."""
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(bar_width=30),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task(what, total=num_bytes)
-    with bar:
-        yield lambda shard: bar.update(task, advance=shard.num_bytes)
-
-
-def show_next(console: Console, command: str) -> None:
-    """The command that a user may want to type next, on a line of its own to be copied."""
-    console.print(f"\nnext:\n  {command}", markup=False, highlight=False, soft_wrap=True)
+def headline(where: str, manifest: Manifest) -> str:
+    """A prepared folder in a line."""
+    return f"{where}: blocks of {manifest.length:,} tokens, {manifest.options['packing']}"
 
 
 if __name__ == "__main__":

@@ -141,7 +141,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--streaming", action="store_true", help="read a hub dataset without storing it on this machine"
     )
     text.add_argument(
-        "--detokenizer", metavar="NAME", help="undo a corpus' own tokenisation: wikitext, ptb, lm1b, lambada, scientific_papers"
+        "--detokenizer",
+        metavar="NAME",
+        help="undo a corpus' own tokenisation: wikitext, ptb, lm1b, lambada, scientific_papers",
     )
     text.add_argument(
         "--train", metavar="SPLIT", help="such as 'train[:-100000]', or none (default: the corpus' own rule)"

@@ -17,8 +17,10 @@ from imdm_scale.data.inspection_tables import SHOWN_TOKENS, piece, ranked_ids
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.errors import UserError
 
-MIN_BARS, MAX_BARS = 12, 60
+MIN_BARS, MAX_BARS = 12, 40
 """Bars of the histogram of entropies, about; fewer where a split is small."""
+SHOWN_FROM = 0.001
+"""Share of the blocks, those of the lowest entropy, that the histogram leaves out: a few odd ones would stretch it."""
 STYLES = (("C0", "-"), ("C1", "--"))
 """Colour and line of the first and of the second split."""
 
@@ -60,11 +62,12 @@ def _plot_ranks(axes: Axes, statistics: Mapping[str, SplitStatistics]) -> None:
 
 def _plot_entropies(axes: Axes, statistics: Mapping[str, SplitStatistics]) -> None:
     """As shares of each split's blocks, so that a small split is as high as a large one."""
-    used = np.flatnonzero(sum(found.entropy_histogram for found in statistics.values()))
+    total = np.sum([found.entropy_histogram for found in statistics.values()], axis=0)
+    lowest, highest = np.searchsorted(np.cumsum(total), [SHOWN_FROM * total.sum(), total.sum()])
     smallest = min(found.num_blocks for found in statistics.values())
     num_bars = np.clip(2 * np.sqrt(smallest), MIN_BARS, MAX_BARS)
-    width = max(1, round((used[-1] + 1 - used[0]) / num_bars))
-    firsts = np.arange(used[0], used[-1] + 1, width)
+    width = max(1, round((highest + 1 - lowest) / num_bars))
+    firsts = np.arange(lowest % width, highest + 1, width)
     edges = np.append(firsts, firsts[-1] + width) * ENTROPY_BIN
     for (name, found), (color, line) in zip(statistics.items(), STYLES, strict=False):
         shares = np.add.reduceat(found.entropy_histogram, firsts) / found.num_blocks
@@ -82,9 +85,10 @@ def _plot_entropies(axes: Axes, statistics: Mapping[str, SplitStatistics]) -> No
     axes.set_xlabel("nats")
     axes.set_ylabel("share of the split's blocks")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlim(lowest * ENTROPY_BIN, edges[-1])
     axes.set_ylim(top=1.22 * axes.get_ylim()[1])  # room for the legend
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="upper left", edgecolor="none", framealpha=0.9)
 
 
 def _plot_top(axes: Axes, statistics: Mapping[str, SplitStatistics], tokenizer: Tokenizer) -> None:

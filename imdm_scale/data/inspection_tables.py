@@ -20,13 +20,13 @@ SHOWN_CHARACTERS = 400
 """Of a sample's text."""
 
 
-def contents_table(manifest: Manifest, title: str, rates: Mapping[str, float] | None = None) -> Table:
+def contents_table(manifest: Manifest, rates: Mapping[str, float] | None = None) -> Table:
     """What the manifest says of each split, a column each.
 
     Args:
         rates: tokens a second with which splits were prepared; None leaves the row out.
     """
-    table = _table(title)
+    table = Table()
     table.add_column()
     for name in manifest.splits:
         table.add_column(name, justify="right")
@@ -44,7 +44,7 @@ def histogram_table(counts_V: np.ndarray, tokenizer: Tokenizer | None) -> Table:
         tokenizer: None shows ids only.
     """
     ranked = ranked_ids(counts_V)[:SHOWN_TOKENS]
-    table = _table(f"The {len(ranked)} most frequent of {counts_V.sum():,} tokens")
+    table = Table(title=f"The {len(ranked)} most frequent of {counts_V.sum():,} tokens", title_justify="left")
     num_rows = -(-len(ranked) // 2)
     for heading in ("rank", "token", "id", "share") * 2:
         table.add_column(heading, justify="left" if heading == "token" else "right")
@@ -77,10 +77,10 @@ def block_text(ids_L: np.ndarray, tokenizer: Tokenizer) -> str:
     return f" {tokenizer.token(tokenizer.eos_id)} ".join(filter(None, texts))
 
 
-def statistics_table(statistics: Mapping[str, SplitStatistics], tokenizer: Tokenizer, title: str) -> Table:
+def statistics_table(statistics: Mapping[str, SplitStatistics], tokenizer: Tokenizer) -> Table:
     """A column for each split: its counts, its entropies, and the tokens at some ranks of frequency."""
     found = list(statistics.values())
-    table = _table(title)
+    table = Table()
     table.add_column()
     for name in statistics:
         table.add_column(name, justify="right")
@@ -133,10 +133,6 @@ def ranked_ids(counts_V: np.ndarray) -> list[int]:
     """The ids that occur, most frequent first; the smaller id first among equals."""
     order = np.argsort(-counts_V, kind="stable")
     return order[: np.count_nonzero(counts_V)].tolist()
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold")
 
 
 def percent(share: float) -> str:

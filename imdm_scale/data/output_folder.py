@@ -104,7 +104,7 @@ def tidy(out: Path) -> None:
 def _refuse_foreign_files(out: Path) -> None:
     own = {LOCK_FILE, partial_path(out / PROGRESS_FILE).name}
     names = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
-    if names and PROGRESS_FILE not in names:
+    if names and not {PROGRESS_FILE, FILE_NAME} & set(names):
         more = ", ..." if len(names) > 3 else ""
         raise UserError(
             f"{out} holds files that no preparation left there ({', '.join(names[:3])}{more}); choose an empty or a "
@@ -113,11 +113,11 @@ def _refuse_foreign_files(out: Path) -> None:
 
 
 def _choices(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The innermost keys of a manifest without its splits, the more telling ones first."""
+    """The innermost entries of a manifest without its splits, the more telling ones first."""
     order = ("source", "options", "length", "shuffle_window", "tokenizer", "dtype", "format")
     nested = {key: manifest[key] for key in order}
     return {
-        f"{key}.{inner}" if key == "tokenizer" else inner: value
+        inner if key in ("options", inner) else f"{key}.{inner}": value
         for key, part in nested.items()
         for inner, value in (part.items() if isinstance(part, dict) else [(key, part)])
     }

@@ -26,7 +26,7 @@ from imdm_scale.data.tokenising import Rows, TokenisingPool
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.errors import UserError
 
-ROWS_PER_READ = 128
+ROWS_PER_READ = 256
 """Rows that are read from the source at a time."""
 CHARACTERS_PER_BATCH = 1 << 18
 """Text that is tokenised at a time (a document is not cut): about a tenth of a second of work."""

@@ -1,17 +1,31 @@
-"""What a preparation shows on the terminal while it goes on."""
+"""What tools/prepare_data.py shows on the terminal."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 
-from imdm_scale.data.prepare import Progress
+if TYPE_CHECKING:  # the command line loads this file before it knows what it will need
+    from imdm_scale.data.manifest import Shard
+    from imdm_scale.data.prepare import Progress
 
 LINE_SECONDS = 10.0
 """Least time between two lines where the output is no terminal."""
+OPENING = "opening the source: its text is converted once, into a cache"
+"""Shown until a split begins: a large corpus is first downloaded, and passed over once by the datasets library."""
 
 
 class PreparationReport:
@@ -27,6 +41,7 @@ class PreparationReport:
             expand=True,
             disable=not console.is_terminal,
         )
+        self._opening = self._bar.add_task("", total=None, figures=OPENING)
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._ended: set[str] = set()
@@ -38,6 +53,7 @@ class PreparationReport:
         split = progress.split
         self.rates[split] = (progress.tokens - progress.tokens_before) / max(progress.seconds, 1e-9)
         figures = self._figures(progress)
+        self._bar.update(self._opening, visible=False)
         if split not in self._tasks:
             self._tasks[split] = self._bar.add_task(split, total=progress.total, figures=figures)
         self._bar.update(self._tasks[split], completed=progress.documents, figures=figures)
@@ -61,9 +77,12 @@ class PreparationReport:
 
     def __enter__(self) -> PreparationReport:
         self._bar.start()
+        if not self._console.is_terminal:
+            self._console.print(OPENING, highlight=False, soft_wrap=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._bar.update(self._opening, visible=False)
         self._bar.stop()
 
 
@@ -72,3 +91,31 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+@contextmanager
+def reading(console: Console, what: str, num_bytes: int | None = None) -> Iterator[Callable[[Shard], None]]:
+    """A live bar of bytes on a terminal; gives a function to be called with each shard that was read."""
+    bar = Bar(
+        TextColumn(what),
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(what, total=num_bytes)
+    with bar:
+        yield lambda shard: bar.update(task, advance=shard.num_bytes)
+
+
+def show_next(console: Console, command: str) -> None:
+    """The command that a user may want to type next, on a line of its own to be copied."""
+    say(console, f"\nnext:\n  {command}")
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: no markup, no line broken."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

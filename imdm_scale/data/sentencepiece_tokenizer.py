@@ -88,16 +88,16 @@ class SentencePieceTokenizer(Tokenizer):
         return {**config, FILE_NAME: self._model}
 
 
-def load_sentencepiece(file: Path, setting: str, bos: str | None, eos: str | None) -> SentencePieceTokenizer:
-    """The tokenizer of a `.model` file.
+def load_sentencepiece(path: Path, setting: str, bos: str | None, eos: str | None) -> SentencePieceTokenizer:
+    """The tokenizer of a `.model` file, or of a folder with one, where a JSON file beside it may name BOS and EOS.
 
     Raises:
         UserError: it cannot be read, is no sentencepiece model, or has no BOS or EOS.
     """
+    is_folder = path.is_dir()
+    file = path / FILE_NAME if is_folder else path
     try:
-        named = (
-            special_tokens(file.parent) if file.name == FILE_NAME else {}
-        )  # other files are no one's folder
+        named = special_tokens(path) if is_folder else {}
         model = file.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

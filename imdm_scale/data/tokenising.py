@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock
@@ -175,6 +176,7 @@ class _Worker:
         self.process = context.Process(target=_work, args=(their_end,), daemon=True)
         # Ctrl-C reaches all processes of a terminal. A process inherits what is blocked when it is started: the workers
         # never see the interrupt, and this process, which does, ends them.
+        resource_tracker.ensure_running()  # which unblocks them, when a first process starts it
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

@@ -137,12 +137,10 @@ def load_tokenizer(
         if not allow_hub:
             raise UserError(f"{setting} is {path}, which does not exist; {near_files(place)}")
         place = download(str(path), setting)
-    if not place.is_dir():
-        return load_sentencepiece(place, setting, bos, eos)
     if holds_huggingface(place):
         return load_huggingface(place, setting, bos, eos)
-    if (place / FILE_NAME).exists():
-        return load_sentencepiece(place / FILE_NAME, setting, bos, eos)
+    if not place.is_dir() or (place / FILE_NAME).exists():
+        return load_sentencepiece(place, setting, bos, eos)
     slow = (
         " Its tokenizer has no fast form there; write one with AutoTokenizer.from_pretrained(...).save_pretrained(...)."
         if (place / "tokenizer_config.json").exists()

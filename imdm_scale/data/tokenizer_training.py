@@ -25,7 +25,9 @@ WHITE_SPACE = (0x9, 0xA, 0xB, 0xC, 0xD, 0x85, 0xA0, 0x2028, 0x2029)
 """Code points that the tokenizer reads as a space."""
 
 MAX_SENTENCE_BYTES = 1 << 20
-"""What sentencepiece takes as one sentence; longer paragraphs are cut."""
+"""What sentencepiece takes as one sentence; it drops longer ones."""
+MAX_SENTENCE_CHARACTERS = 1 << 13
+"""Longer paragraphs are cut: where they repeat themselves, its time grows with the square of their length."""
 
 RARE_CHARACTERS = 0.0005
 """Share of a text's characters, the rarest ones, that have no piece of their own where bytes can stand for them."""
@@ -110,7 +112,7 @@ def train_sentencepiece(
 
 
 def _paragraphs(texts: Iterable[str]) -> Iterator[str]:
-    size = MAX_SENTENCE_BYTES // 4  # a character has at most 4 bytes
+    size = MAX_SENTENCE_CHARACTERS
     for text in texts:
         for paragraph in filter(None, map(str.strip, well_formed(text).split("\n"))):
             yield from (paragraph[i : i + size] for i in range(0, len(paragraph), size))

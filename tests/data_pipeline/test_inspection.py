@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import fsspec
 import numpy as np
 import pytest
@@ -26,12 +27,14 @@ from imdm_scale.data.folder import FetchSettings, PreparedFolder
 from imdm_scale.data.inspection import block_entropies, split_statistics, verify
 from imdm_scale.data.inspection_plot import plot_statistics
 from imdm_scale.data.inspection_tables import (
+    block_text,
     contents_table,
     histogram_table,
     show_samples,
     statistics_table,
 )
 from imdm_scale.data.manifest import FILE_NAME, Manifest, Shard
+from imdm_scale.data.packing import Packing
 from imdm_scale.data.prepare import PrepareOptions, prepare
 from imdm_scale.data.sources import SourceSpec
 from imdm_scale.data.tokenizer import load_tokenizer
@@ -45,6 +48,14 @@ TEXT = [
     f"Chapter {i}. [bold]It was[/bold] a dark night, and {'the wind was in the trees ' * (i % 7 + 1)}again."
     for i in range(300)
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leaves the user's cache of `datasets` alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +105,7 @@ def rewrite(folder: Path, file: str, edit: Callable[[np.ndarray], None]) -> None
     (folder / FILE_NAME).write_text(text.replace(entry.sha256, hashlib.sha256(content).hexdigest()))
 
 
-def change_split(folder: Path, split: str, **counts: int) -> None:
+def change_split(folder: Path, split: str, **counts: Any) -> None:
     manifest = Manifest.from_json((folder / FILE_NAME).read_text(), "")
     changed = dataclasses.replace(manifest.splits[split], **counts)
     manifest = dataclasses.replace(manifest, splits={**manifest.splits, split: changed})
@@ -203,7 +214,7 @@ def test_a_folder_without_its_tokenizer_is_damaged_but_counted(folder: Path) -> 
 
 
 @pytest.mark.parametrize("packing", ["plain", "document"])
-def test_other_packings_are_whole_too(text: Path, tmp_path: Path, packing: str) -> None:
+def test_other_packings_are_whole_too(text: Path, tmp_path: Path, packing: Packing) -> None:
     options = PrepareOptions(LENGTH, packing=packing)
     prepare(SourceSpec(str(text)), load_tokenizer(None), options, tmp_path / "made")
     assert verify(opened(tmp_path / "made")).damages == []
@@ -293,30 +304,39 @@ def test_statistics_of_damaged_data_are_refused(folder: Path) -> None:
 
 
 def printed(renderable: object) -> str:
-    console = Console(file=io.StringIO(), width=140)
-    console.print(renderable)
-    return console.file.getvalue()
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
 
 
 def test_tables_and_samples(made: Path) -> None:
     folder, tokenizer = opened(made), load_tokenizer(None)
     found = verify(folder, num_samples=2)
-    contents = printed(contents_table(folder.manifest, "title", {"train": 1234567.0}))
+    contents = printed(contents_table(folder.manifest, {"train": 1234567.0}))
     train = folder.manifest.splits["train"]
     assert f"{train.num_tokens:,}" in contents and "1,234,567" in contents
-    assert "tokens/s" not in printed(contents_table(folder.manifest, "title"))
+    assert "tokens a second" not in printed(contents_table(folder.manifest))
     histogram = printed(histogram_table(found.counts_V, tokenizer))
     first = int(found.counts_V.argmax())
     assert tokenizer.token(first) in histogram
     assert f"{100 * found.counts_V[first] / found.counts_V.sum():.2f}%" in histogram
-    assert f"{np.count_nonzero(found.counts_V):,} different ids" in histogram
+    assert f"The 20 most frequent of {found.counts_V.sum():,} tokens" in histogram
     assert "?" in printed(histogram_table(found.counts_V, None))
     samples = printed(show_samples(found.samples, tokenizer))
     assert f"block {found.samples[0].block}" in samples and "a dark night" in samples
     assert "[bold]" in samples, "brackets in a text are no markup"
     statistics = {name: split_statistics(folder, name) for name in folder.manifest.splits}
-    shown = printed(statistics_table(statistics, tokenizer, "title"))
+    shown = printed(statistics_table(statistics, tokenizer))
     assert f"{statistics['valid'].block_entropy:.3f}" in shown and "token of rank 10 " in shown
+
+
+def test_text_of_a_block_shows_where_documents_meet() -> None:
+    tokenizer = load_tokenizer(None)
+    one, two = tokenizer.encode("one"), tokenizer.encode("two")
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    assert block_text(np.array([bos, *one, eos, *two, eos]), tokenizer) == "one </s> two"
+    assert block_text(np.array([bos, *one, eos, eos, eos]), tokenizer) == "one"
 
 
 def test_plot(made: Path, tmp_path: Path) -> None:

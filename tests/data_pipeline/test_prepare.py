@@ -12,6 +12,7 @@ import resource
 import signal
 from itertools import pairwise
 
+import datasets
 import numpy as np
 import pytest
 
@@ -47,6 +48,14 @@ class FakeDocuments:
     def batches(self, start, size):
         for first in range(start, len(self.texts), size):
             yield self.texts[first : first + size]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Leaves the user's cache of `datasets` alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.fixture
@@ -229,8 +238,8 @@ OTHERS = [
     ({"document_eos": False}, {}, "document_eos True, but document_eos is now False"),
     ({"shard_bytes": 3000}, {}, "shard_bytes 1000, but shard_bytes is now 3000"),
     ({"shuffle_window": 2}, {}, "shuffle_window 8, but shuffle_window is now 2"),
-    ({}, {"path": "other"}, "path text, but path is now other"),
-    ({}, {"detokenizer": "ptb"}, "detokenizer none, but detokenizer is now ptb"),
+    ({}, {"path": "other"}, r"source\.path text, but source\.path is now other"),
+    ({}, {"detokenizer": "ptb"}, r"source\.detokenizer none, but source\.detokenizer is now ptb"),
 ]
 
 

