@@ -27,7 +27,7 @@ from megatron.core.datasets.indexed_dataset import (
 from rich.console import Console
 from rich.table import Table
 
-from imdm_scale.data.shards import ShardWriter, open_shard_file
+from imdm_scale.data.shards import ShardWriter, map_shard
 
 VOCAB_SIZE = 50258
 
@@ -48,7 +48,8 @@ def npy(folder: Path, blocks_BL: np.ndarray) -> Reader:
     writer = ShardWriter(folder / "train", length, dtype, shard_bytes=2 * blocks_BL.nbytes)
     writer.write(blocks_BL)
     (shard,) = writer.finish()
-    mapped_BL = open_shard_file(folder / shard.file, shard, length, dtype)
+    with (folder / shard.file).open("rb") as stream:
+        mapped_BL = map_shard(stream, shard.num_blocks, length, dtype)
     return Reader(
         rows=lambda rows_B: mapped_BL[rows_B].astype(np.int64),
         run=lambda first, last: mapped_BL[first:last].astype(np.int64),

@@ -65,7 +65,7 @@ class DataConfig:
     """The text."""
 
     path: str | list[str] | None = None
-    """Prepared data (a folder, or a URL such as s3://bucket/owt), or text; a list mixes; null takes the packaged books."""
+    """Prepared data (a folder, or a URL: s3://bucket/owt), or text; a list mixes; null takes the packaged books."""
     weights: list[float] | None = None
     """Shares of the corpora that data.path lists, in any unit; null mixes them by size."""
     workers: int = 0
@@ -75,7 +75,7 @@ class DataConfig:
     on_damage: Literal["stop", "skip"] = "stop"
     """What a missing or corrupted shard does: stop ends the run; skip lets its neighbours stand in and counts it."""
     cache_dir: str | None = None
-    """Folder on each node for shards that a URL names; null takes ~/.cache/imdm_scale (or $XDG_CACHE_HOME/imdm_scale)."""
+    """Folder on each node for shards behind URLs; null takes ~/.cache/imdm_scale (or $XDG_CACHE_HOME/imdm_scale)."""
     cache_gib: float = 32.0
     """Largest size of that folder in GiB; it must hold two windows of shards."""
     attempts: int = 5
@@ -89,7 +89,7 @@ class TokenizerConfig:
     """How text becomes token ids."""
 
     path: str | None = None
-    """sentencepiece .model file or folder of a tokenizer; null takes the prepared data's own, for text the packaged one."""
+    """A .model file or folder of a tokenizer; null takes the prepared data's own, for text the packaged one."""
 
 
 @dataclass

@@ -25,6 +25,7 @@ from imdm_scale.data.background import Background
 from imdm_scale.data.cache import ShardCache
 from imdm_scale.data.fetch import FetchError, FetchSettings, check_driver, fetch_bytes, fetch_shard
 from imdm_scale.data.manifest import FILE_NAME, TOKENIZER_FOLDER, Manifest, Shard
+from imdm_scale.data.shards import map_shard
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.data.verified import DamagedShard, Verified
 from imdm_scale.errors import UserError
@@ -227,19 +228,13 @@ class PreparedFolder:
         self._own().verified.add(shard)
 
     def _map(self, stream: BufferedReader, shard: Shard) -> np.ndarray:
-        """Maps NumPy's format 1.0, which is what np.save writes."""
-        expected = (shard.num_blocks, self.manifest.length), False, np.dtype(self.manifest.dtype)
         try:
-            version = np.lib.format.read_magic(stream)
-            found = np.lib.format.read_array_header_1_0(stream) if version == (1, 0) else None
+            return map_shard(stream, shard.num_blocks, self.manifest.length, self.manifest.dtype)
         except ValueError:
-            found = None
-        if found != expected:
             raise DamagedShard(
                 f"{self.url}/{shard.file} is no array of {self.manifest.dtype} with {shard.num_blocks} x "
                 f"{self.manifest.length} ids, as the manifest says; prepare the data again, {SKIP}"
-            )
-        return np.memmap(stream, expected[2], mode="r", offset=stream.tell(), shape=expected[0])
+            ) from None
 
     def _own(self) -> _Process:
         """What belongs to this process; a child that was forked makes its own."""

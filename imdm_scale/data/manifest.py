@@ -137,7 +137,9 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{where}/{FILE_NAME} is no manifest of prepared data ({reason}); {again}") from None
+            raise UserError(
+                f"{where}/{FILE_NAME} is no manifest of prepared data ({reason}); {again}"
+            ) from None
         if manifest.dtype not in DTYPES or any(split.num_blocks == 0 for split in manifest.splits.values()):
             raise UserError(f"{where}/{FILE_NAME} names no usable blocks; {again}")
         return manifest

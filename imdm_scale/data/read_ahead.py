@@ -61,6 +61,7 @@ def read_ahead(
             before = stream.num_replaced
             ids_BL = stream.fetch(samples)
             yield ids_BL.pin_memory() if pin_memory else ids_BL, stream.num_replaced - before
+        return
     loader = DataLoader(
         _Requests(stream),
         sampler=requests,

@@ -25,23 +25,20 @@ def shard_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def open_shard_file(path: Path, shard: Shard, length: int, dtype: str) -> np.ndarray:
-    """The blocks of a shard, a read-only memory map of type `dtype`, (shard.num_blocks, length).
+def map_shard(stream: BinaryIO, num_blocks: int, length: int, dtype: str) -> np.ndarray:
+    """The blocks in an open file of NumPy's format 1.0, which is what np.save writes.
 
-    It looks at the size and the header, not at the hash.
+    Returns:
+        A read-only memory map of type `dtype`, (num_blocks, length), which outlives the stream.
 
     Raises:
-        ValueError: the file is not what `shard` says; the message is the reason, without the file's name.
-        OSError: it cannot be opened.
+        ValueError: the file is something else.
     """
-    num_bytes = path.stat().st_size
-    if num_bytes != shard.num_bytes:
-        raise ValueError(f"it has {num_bytes} bytes instead of {shard.num_bytes}")
-    blocks_BL = np.load(path, mmap_mode="r", allow_pickle=False)
-    if blocks_BL.shape != (shard.num_blocks, length) or blocks_BL.dtype != dtype:
-        raise ValueError(
-            f"it holds {blocks_BL.dtype} {blocks_BL.shape} instead of {dtype} {(shard.num_blocks, length)}"
-        )
+    expected = (num_blocks, length), False, np.dtype(dtype)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0) or np.lib.format.read_array_header_1_0(stream) != expected:
+        raise ValueError(f"no array of {dtype} with {num_blocks} x {length} ids")
+    blocks_BL = np.memmap(stream, expected[2], mode="r", offset=stream.tell(), shape=expected[0])
     return blocks_BL.view(np.ndarray)  # slices of a np.memmap are slower by its class' bookkeeping
 
 

@@ -1,4 +1,4 @@
-"""Streaming a corpus twenty times larger than the cache: the cache and the process's memory stay as large as they are."""
+"""Streaming a corpus twenty times larger than the cache: cache and memory stay as large as they are."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ from tests.end_to_end.test_train import SMALL, ZERO3, typed
 def prepared(folder: Path, words: str) -> Path:
     """Some hundred blocks of 64 tokens in shards of 16."""
     text = folder / f"{words.split()[0]}.txt"
-    text.write_text("\n\n".join(f"{words}, said chapter {number}, and so it was." * 9 for number in range(300)))
+    text.write_text(
+        "\n\n".join(f"{words}, said chapter {number}, and so it was." * 9 for number in range(300))
+    )
     options = PrepareOptions(length=64, shard_bytes=128 + 16 * 64 * 2, shuffle_window=2)
     prepare(SourceSpec(str(text)), load_tokenizer(None), options, folder / words.split()[0])
     return folder / words.split()[0]
