@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
 
 # The ranks of a world have one thread each; a reference with more would add up in another order.
 torch.set_num_threads(1)
+
+# No property is a matter of time, and a run of the tests can be repeated.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def layouts(draw: st.DrawFn) -> RunLayout:
     return run_layout(made, world_size, zero_stage=draw(st.integers(0, 3)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts())
 def test_places_and_groups(layout: RunLayout) -> None:
     for role in layout.roles:
@@ -79,7 +79,7 @@ def test_places_and_groups(layout: RunLayout) -> None:
             assert [places[rank].pp for rank in group] == list(range(role.pp))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts())
 def test_who_has_which_role(layout: RunLayout) -> None:
     world = list(range(layout.world_size))
@@ -257,7 +257,7 @@ def test_placement_and_ranks_agree() -> None:
     assert "there is 1 process; start at least 2" in str(refusal(made, 1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 1024), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_what_is_named_as_possible_is_possible(
     num_ranks: int, tp: int, pp: int, sequence_parallel: bool

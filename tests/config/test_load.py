@@ -257,7 +257,7 @@ def typos(draw: st.DrawFn) -> tuple[str, str]:
     return key, spoilt
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(typos())
 def test_a_typo_suggests_the_right_key(pair: tuple[str, str]) -> None:
     key, spoilt = pair

@@ -43,7 +43,7 @@ def test_a_share_of_nothing_is_refused():
         quotas([9999, 1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 400), min_size=2, max_size=4),
     st.integers(0, 2**63),

@@ -114,13 +114,13 @@ def check_schedule(stream: Stream, segments: list[Segment]) -> None:
             assert sorted(blocks[start : start + EPOCH]) == list(range(EPOCH)), "an epoch is not whole"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**63), st.lists(SEGMENTS, min_size=1, max_size=5))
 def test_random_schedules(folder, seed, segments):
     check_schedule(corpus_stream(folder, seed), segments)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**63), st.lists(SEGMENTS, min_size=1, max_size=4))
 def test_random_schedules_over_a_mixture(folder, seed, segments):
     check_schedule(Mixture([corpus_stream(folder, seed)] * 2, [2, 1]), segments)

@@ -28,7 +28,7 @@ COMPRESSORS = {
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LINES = st.text(st.sampled_from(["a", "é", " ", "\t", "\n", "\n"]), max_size=60)
-one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read(file, column="text", unit="paragraph"):

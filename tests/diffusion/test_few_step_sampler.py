@@ -140,7 +140,7 @@ def run(settings, x_t=None, batch=8, length=16, noise_dim=2, network=None, ids=N
     )
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num_steps=st.integers(1, 9),
     fixed_noise=st.booleans(),

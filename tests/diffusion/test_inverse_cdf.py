@@ -68,7 +68,7 @@ def test_integer_weights_are_the_softmax_to_the_stated_distance():
     assert flat.sum().item() == 2**62
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     row=st.lists(st.one_of(st.floats(-20, 20), st.just(-1e6), st.just(0.0)), min_size=1, max_size=30),
     temperature=st.sampled_from([0.2, 1.0, 3.0]),
@@ -161,7 +161,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     assert inverse_cdf(logits[:0], draws(0)).shape == (0,)
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=9), st.floats(0.01, 1.0))
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(weights, top_p):
     p = torch.tensor(weights, dtype=torch.float64).log().softmax(-1)
@@ -179,7 +179,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(weights, top_p):
     assert (counts - law).abs().max() <= 1.01 / len(u) + 1e-6
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     weights=st.lists(
         st.one_of(st.integers(0, 5), st.integers(0, 2**WEIGHT_BITS), st.just(2**WEIGHT_BITS)),
@@ -199,7 +199,7 @@ def test_the_nucleus_of_integer_weights_is_that_of_a_sort(weights, top_p):
     assert kept.tolist() == [[weight if v in nucleus else 0 for v, weight in enumerate(weights)]]
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=20))
 def test_ids_grow_with_u(row):
     u = torch.linspace(0, LAST_U, 200, dtype=torch.float64)

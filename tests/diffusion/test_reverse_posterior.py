@@ -26,7 +26,7 @@ def masses(t, s):
 times = st.lists(st.floats(1e-3, 1.0), min_size=3, max_size=3, unique=True).map(sorted)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(times)
 def test_masses_are_probabilities_and_compose(times):
     r, s, t = times
@@ -47,7 +47,7 @@ def test_the_last_step_reveals_everything(t):
     assert [mass.item() for mass in masses(t, 0.0)] == [1.0, 0.0, 0.0]
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(times, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
 def test_the_posterior_sums_to_one(times, weights):
     _, s, t = (alpha(torch.tensor([time], dtype=torch.float64)) for time in times)
