@@ -55,6 +55,11 @@ def _check_method(config: Config) -> None:
                 f"teacher.path is {config.teacher.path}, but method.name is pretrain, which has no teacher; "
                 "leave teacher.path null (train.init_from starts from given weights)."
             )
+        if method.states != "data":
+            raise UserError(
+                f"method.states is {method.states}, but method.name is pretrain, which learns from "
+                "data; set it to data."
+            )
         return
     if config.train.init_from is not None:
         raise UserError(

@@ -14,8 +14,9 @@ from typing import Literal
 class MethodConfig:
     """How the student learns."""
 
-    name: Literal["im_sdtt", "pretrain"] = "im_sdtt"
-    """im_sdtt distils a teacher into ever fewer steps; pretrain fits the data by the likelihood bound."""
+    name: Literal["im_sdtt", "coupled", "pretrain"] = "im_sdtt"
+    """im_sdtt distils a teacher into ever fewer steps; coupled learns the teacher's tokens as a function of the masks'
+    noise; pretrain fits the data by the likelihood bound."""
     divergence: Literal["kl_backward", "kl_forward", "jsd", "tvd", "mse"] = "kl_backward"
     """Distance of the student's S from the teacher's T; kl_backward is KL(S||T), kl_forward KL(T||S)."""
     initial_steps: int = 1024
@@ -26,6 +27,22 @@ class MethodConfig:
     """No new round begins if its teacher would take fewer steps; with 2 the last student takes one step."""
     refresh_from: Literal["raw", "ema"] = "raw"
     """Which of the student's weights become the next teacher: those just trained or their average."""
+    target: Literal["trajectory", "progressive", "mixture"] = "trajectory"
+    """coupled: a whole trajectory of the teacher, or two small steps in rounds as in im_sdtt, or each for some
+    samples."""
+    trajectory_steps: int = 16
+    """coupled: steps of the teacher's trajectory."""
+    trajectory_share: float = 0.5
+    """coupled, mixture: share of the samples that are labelled by a trajectory."""
+    reset_optimizer: bool = False
+    """Whether AdamW forgets its running means when the student becomes the teacher."""
+    states: Literal["data", "teacher", "student", "mix"] = "data"
+    """Whose texts are masked for the student: those of the corpus, of the teacher, or its own (on-policy: the teacher
+    labels what the student visits); mix takes the student's own for a share of the samples."""
+    visit_steps: int = 4
+    """Sampling steps in which teacher or student goes from pure mask to a sample's time; not used with states data."""
+    visit_share: float = 0.5
+    """mix: share of the samples whose states are the student's."""
     teacher_temperature: float = 1.0
     """Divides the teacher's logits in every round; below 1 the student learns a sharper distribution."""
     sampling_eps: float = 1e-3
@@ -184,6 +201,11 @@ class LogConfig:
 
     every: int = 50
     """Updates between two reports to the terminal and to wandb; metrics.jsonl gets every update."""
+    diagnose_every: int = 100
+    """Updates between two diagnoses (loss by time and by order, accuracy, entropy, gradients by part, use of the
+    noise); 0: none."""
+    noise_draws: int = 64
+    """Draws of the noise with which its use is measured; the measure cannot exceed their logarithm."""
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: off, offline (files under run_dir, no account) or online."""
     wandb_project: str = "imdm_scale"

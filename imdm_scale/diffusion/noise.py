@@ -47,6 +47,12 @@ class Purpose(enum.IntEnum):
     """The order in which the shards of a corpus are visited."""
     MIXTURE = 10
     """Which corpus of a mixture a sample comes from."""
+    VISIT = 12
+    """Whether a training sample's state is one that a network visits."""
+    VISIT_TOKEN = 13
+    """Which token a position becomes on the way there."""
+    TRAJECTORY = 14
+    """Whether a training sample is labelled by a whole trajectory of the teacher."""
 
 
 def philox4x32(

@@ -15,14 +15,16 @@ from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import Stream
+from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.ema import Ema
-from imdm_scale.distill.method import Distillation, Method
-from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.method import Distillation, Method, Shows
 from imdm_scale.distill.replica_stream import ReplicaStream
+from imdm_scale.distill.states import CorruptedData, StateSource
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
+from imdm_scale.distill.visits import VisitingNetwork, Visitor
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.parallel.compat import default_store
-from imdm_scale.parallel.engine import Student, Teacher, teacher_ds_config
+from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, teacher_ds_config
 from imdm_scale.parallel.flow_control import FlowControl
 from imdm_scale.parallel.hand_over import HandOver
 from imdm_scale.parallel.layout import RoleGroups, RunGroups
@@ -48,6 +50,8 @@ class Parts:
     teacher: Teacher | None
     service: TeacherService | None
     """The teacher's way to the student, where it has ranks of its own."""
+    visitor: Visitor | None
+    """Who visits states, where they do not come from the data."""
 
 
 def build_parts(
@@ -60,6 +64,7 @@ def build_parts(
     method: Method,
     stream: Stream,
     first_sample: int,
+    begins_with: int | None,
     device: torch.device,
 ) -> Parts:
     """Networks with the given weights and what connects them. Collective over all ranks of the run.
@@ -69,52 +74,70 @@ def build_parts(
     Args:
         stream: all blocks of the run.
         first_sample: number in the stream of the run's first sample.
+        begins_with: the token that begins every block (BOS); None if there is none.
     """
 
-    def plan(groups: RoleGroups) -> BatchPlan:
-        return _plan(config, groups, stream, first_sample, architecture.mask_token_id, device)
+    states = CorruptedData(architecture, coupled=config.method.name == "coupled")
 
-    student = ema = student_plan = teacher = None
+    def plan(groups: RoleGroups) -> BatchPlan:
+        return _plan(config, groups, stream, states, first_sample, device)
+
+    student = ema = student_plan = teacher = teacher_plan = None
     dtype = DTYPES[config.train.precision]
     if groups.student is not None:
         student = _build_student(config, ds_config, groups.student, architecture, weights)
         ema = Ema(student, config.train.ema_decay)
         student_plan = plan(groups.student)
     if layout.teacher is None:
-        return Parts(student, ema, student_plan, None, None, None)
+        return Parts(student, ema, student_plan, None, None, None, None)
     assert isinstance(method, Distillation), "a teacher is there for a method that has one"
 
     if groups.teacher is not None:
         teacher = build_teacher(ds_config, groups.teacher, architecture, dtype, weights)
-    hand_over = _hand_over(config, layout, groups, architecture, dtype, device)
+        teacher_plan = plan(groups.teacher)
+    width, row_dtype = (1, torch.int64) if method.shows is Shows.TOKEN else (architecture.hidden_size, dtype)
+    hand_over = _hand_over(config, layout, groups, width, row_dtype, device)
+    visitor = None
+    if config.method.states != "data":
+        visitor = _visitor(
+            config,
+            layout,
+            method,
+            begins_with,
+            None if student is None or student_plan is None else (student, student_plan),
+            None if teacher is None or teacher_plan is None else (teacher, teacher_plan),
+            device,
+        )
     if groups.student is None:
-        assert groups.teacher is not None and teacher is not None
-        service = TeacherService(hand_over, method, teacher, plan(groups.teacher))
-        return Parts(None, None, None, None, teacher, service)
+        assert teacher is not None and teacher_plan is not None
+        service = TeacherService(hand_over, method, teacher, teacher_plan)
+        return Parts(None, None, None, None, teacher, service, visitor)
 
     assert student_plan is not None
     head = None
-    if groups.student.is_last_stage:
+    if groups.student.is_last_stage and method.shows is Shows.DISTRIBUTION:
         head = _teachers_head(groups, teacher)
         if head is None:
             head = FrozenHead(architecture, groups.student.collection, dtype, device)
             for name in HEAD:
                 head.write(name, weights(name))
+    # Visited states are known no sooner than the update before is done.
+    ahead = config.teacher.prefetch if visitor is None else 0
     if teacher is None:
-        targets: Targets = RemoteTargets(hand_over, head, student_plan, config.teacher.prefetch)
+        targets: Targets = RemoteTargets(hand_over, head, student_plan, ahead)
     else:
-        assert groups.teacher is not None
+        assert teacher_plan is not None
         targets = ColocatedTargets(
             hand_over,
             head,
             student_plan,
             method=method,
             teacher=teacher,
-            teacher_plan=plan(groups.teacher),
-            prefetch=config.teacher.prefetch,
+            teacher_plan=teacher_plan,
+            prefetch=ahead,
             last_step=config.train.max_steps,
         )
-    return Parts(student, ema, student_plan, targets, teacher, None)
+    return Parts(student, ema, student_plan, targets, teacher, None, visitor)
 
 
 def _build_student(
@@ -160,8 +183,8 @@ def _plan(
     config: Config,
     groups: RoleGroups,
     stream: Stream,
+    states: StateSource,
     first_sample: int,
-    mask_id: int,
     device: torch.device,
 ) -> BatchPlan:
     global_batch_size, micro_batch_size = config.train.global_batch_size, groups.layout.micro_batch_size
@@ -175,14 +198,43 @@ def _plan(
             workers=config.data.workers,
             pin_memory=device.type == "cuda",
         ),
+        states=states,
         seed=config.seed,
         global_batch_size=global_batch_size,
         micro_batch_size=micro_batch_size,
         dp_rank=groups.dp_rank,
         dp_size=groups.dp_size,
         sampling_eps=config.method.sampling_eps,
-        mask_id=mask_id,
         first_sample=first_sample,
+    )
+
+
+def _visitor(
+    config: Config,
+    layout: RunLayout,
+    method: Distillation,
+    begins_with: int | None,
+    student: tuple[Student, BatchPlan] | None,
+    teacher: tuple[Teacher, BatchPlan] | None,
+    device: torch.device,
+) -> Visitor:
+    settings = config.method
+    by_teacher = settings.states == "teacher"
+    role = layout.teacher if by_teacher else layout.student
+    assert role is not None
+    mine: tuple[ModelEngine, BatchPlan] | None = teacher if by_teacher else student
+    network = None
+    if mine is not None:
+        network = VisitingNetwork(mine[0], mine[1], method)
+    return Visitor(
+        network=network,
+        plans=[plan for _, plan in filter(None, (student, teacher))],
+        num_steps=settings.visit_steps,
+        share=settings.visit_share if settings.states == "mix" else 1.0,
+        first_rank=role.ranks[0],
+        network_is_everywhere=len(role.ranks) == layout.world_size,
+        begins_with=begins_with,
+        device=device,
     )
 
 
@@ -190,7 +242,7 @@ def _hand_over(
     config: Config,
     layout: RunLayout,
     groups: RunGroups,
-    architecture: Architecture,
+    width: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> HandOver:
@@ -204,7 +256,7 @@ def _hand_over(
     return HandOver(
         mine,
         groups.hand_over,
-        hidden_size=architecture.hidden_size,
+        width=width,
         dtype=dtype,
         device=device,
         checksum=config.teacher.checksum,

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
+from imdm_scale.distill.batch_plan import BatchPlan
+from imdm_scale.distill.diagnostics import LossMeter, noise_information
 from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.learning_rate import learning_rate
-from imdm_scale.distill.method import Method, Round
-from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.method import Distillation, Method
+from imdm_scale.distill.rounds import Round
 from imdm_scale.distill.teaching import Targets, TeacherService
+from imdm_scale.distill.visits import Visitor
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import Student, Teacher
 from imdm_scale.parallel.shards import whole_weights
@@ -41,14 +44,23 @@ class Update:
     """Tokens of data seen since the start."""
     seconds: float
     """Wall-clock time since the start."""
+    network_evaluations: int
+    """Sequences that student and teacher have evaluated since the start: those of the loss, of its target, of
+    visits."""
+    clipped: float
+    """Share of the updates so far whose gradient was clipped."""
+    visit_seconds: float
+    """Seconds of this update in which states were visited; 0 where they come from data."""
     transport_bytes: int
-    """Bytes of hidden states that came from other ranks in this update, over all ranks."""
+    """Bytes of the teacher's rows that came from other ranks in this update, over all ranks."""
     data_seconds: float
     """Seconds of this update in which a rank waited for its blocks of text, on average over the ranks."""
     replaced_samples: int
     """Samples since the start whose shard was damaged and for which others stood in."""
     round: Round
     """The method's round."""
+    diagnostics: dict[str, Any] | None
+    """What `log.diagnose_every` asks for; None in the updates between."""
 
 
 def train(
@@ -57,6 +69,7 @@ def train(
     method: Method,
     student: Student,
     targets: Targets | None,
+    visitor: Visitor | None,
     ema: Ema,
     plan: BatchPlan,
     after_update: Callable[[Update], None],
@@ -65,6 +78,7 @@ def train(
 
     Args:
         targets: where the teacher's part comes from; None for a method without a teacher.
+        visitor: who visits states; None where all come from the data.
         after_update: called after each update: metrics, progress, checkpoints.
 
     Returns:
@@ -74,51 +88,71 @@ def train(
         UserError: the loss is no longer a finite number.
     """
     started = time.monotonic()
-    tokens_per_update = config.train.global_batch_size * config.model.length
+    num_samples, num_evaluations, num_clipped = config.train.global_batch_size, 0, 0
     step = -1
     for step, round_ in _schedule(config, method):
         if targets is not None and _becomes_teacher(round_):
             averaged = ema.in_student() if config.method.refresh_from == "ema" else contextlib.nullcontext()
             with averaged:
                 targets.refresh(_weights(student, layout, student))
+            if config.method.reset_optimizer:
+                student.reset_optimizer()
         begun = time.monotonic()
         plan.advance(step)
         if targets is not None:
             targets.advance(step)
-        totals = _accumulate_gradients(method, student, targets, plan, step, time.monotonic() - begun)
+        data_seconds = time.monotonic() - begun
+        visit_seconds = 0.0 if visitor is None else visitor.visit(step)
+        meter = LossMeter(student.device) if _is_due(step, config) else None
+        totals = _accumulate_gradients(method, student, targets, plan, step, data_seconds, meter)
         if not math.isfinite(totals.loss):
             raise UserError(
                 f"the loss is {totals.loss} at update {step + 1}; lower train.learning_rate "
                 f"({config.train.learning_rate}) or train.gradient_clipping ({config.train.gradient_clipping})."
             )
         rate = learning_rate(config.train, step)
+        diagnostics = None if meter is None else _diagnostics(config, student, meter, step)
         grad_norm = student.step(rate)
         ema.update()
+        num_clipped += 0 < config.train.gradient_clipping < grad_norm
+        num_evaluations += num_samples * _evaluations_per_sample(method, visitor, step)
         after_update(
             Update(
                 step=step + 1,
                 loss=totals.loss,
                 grad_norm=grad_norm,
                 learning_rate=rate,
-                tokens=(step + 1) * tokens_per_update,
+                tokens=(step + 1) * num_samples * config.model.length,
                 seconds=time.monotonic() - started,
+                network_evaluations=num_evaluations,
+                clipped=num_clipped / (step + 1),
+                visit_seconds=visit_seconds,
                 transport_bytes=int(totals.transport_bytes),
                 data_seconds=totals.data_seconds,
                 replaced_samples=int(totals.replaced_samples),
                 round=round_,
+                diagnostics=diagnostics,
             )
         )
     return step + 1
 
 
 def serve(
-    config: Config, layout: RunLayout, method: Method, teacher: Teacher, service: TeacherService
+    config: Config,
+    layout: RunLayout,
+    method: Method,
+    teacher: Teacher,
+    service: TeacherService,
+    visitor: Visitor | None,
 ) -> None:
     """The teacher's side of `train` where it has ranks of its own."""
     for step, round_ in _schedule(config, method):
         if _becomes_teacher(round_):
             service.drain()
             service.refresh(_weights(None, layout, teacher))
+        service.plan.advance(step)
+        if visitor is not None:
+            visitor.visit(step)
         service.serve(step)
     service.drain()
 
@@ -133,6 +167,28 @@ def _schedule(config: Config, method: Method) -> Iterator[tuple[int, Round]]:
 
 def _becomes_teacher(round_: Round) -> bool:
     return round_.starts and round_.index > 0
+
+
+def _is_due(step: int, config: Config) -> bool:
+    """Whether update `step` is diagnosed: the first, and then every `log.diagnose_every`."""
+    every = config.log.diagnose_every
+    return every > 0 and (step == 0 or (step + 1) % every == 0)
+
+
+def _evaluations_per_sample(method: Method, visitor: Visitor | None, step: int) -> int:
+    by_teacher = method.teacher_evaluations(step) if isinstance(method, Distillation) else 0
+    return 1 + by_teacher + (0 if visitor is None else visitor.num_steps)
+
+
+def _diagnostics(config: Config, student: Student, meter: LossMeter, step: int) -> dict[str, Any]:
+    """The measures of an update before its step is taken. Collective over the student's ranks."""
+    groups = student.groups
+    found: dict[str, Any] = meter.result(groups.everyone, counts=groups.is_last_stage and groups.tp_rank == 0)
+    found["grad_norms"] = student.gradient_norms()
+    if student.architecture.noise_dim:
+        draws = config.log.noise_draws
+        found["noise_information"] = noise_information(student, config.seed, step, draws)
+    return found
 
 
 def _weights(
@@ -158,8 +214,9 @@ def _accumulate_gradients(
     plan: BatchPlan,
     step: int,
     data_seconds: float,
+    meter: LossMeter | None,
 ) -> _Totals:
-    """Backward through all of this rank's micro-batches, which are at hand since `data_seconds`.
+    """Backward through all of this rank's micro-batches, for which it waited `data_seconds`.
 
     The engine averages gradients over the data-parallel ranks. Each micro-batch's sum is therefore divided
     by the global normaliser and multiplied by their number, so that what comes out is the global mean.
@@ -175,20 +232,21 @@ def _accumulate_gradients(
     normaliser.clamp_(min=1)
     scale = (groups.dp_size / normaliser).float()
 
-    hidden_NH = None if targets is None else targets.hidden_states(step)
+    rows_NR = None if targets is None else targets.rows(step)
     parts = None
-    if hidden_NH is not None:
-        parts = hidden_NH.split([micro_batch.positions_N.numel() for micro_batch in micro_batches])
+    if rows_NR is not None:
+        parts = rows_NR.split([micro_batch.positions_N.numel() for micro_batch in micro_batches])
+    mask_id = architecture.mask_token_id
 
     def loss(logits_NV: Tensor, index: int) -> Tensor:
-        teacher_logits_NV = None
+        target = None
         if targets is not None:
             assert parts is not None
-            teacher_logits_NV = targets.logits(parts[index])
-        sum_ = method.loss(
-            micro_batches[index], logits_NV, teacher_logits_NV, vocabulary, architecture.mask_token_id
-        )
-        return sum_ * scale
+            target = targets.target(parts[index])
+        losses_N = method.losses(micro_batches[index], logits_NV, target, vocabulary, mask_id)
+        if meter is not None:
+            meter.add(micro_batches[index], losses_N, logits_NV, vocabulary, mask_id)
+        return losses_N.sum() * scale
 
     losses = student.accumulate(
         [micro_batch.network_input(architecture, device) for micro_batch in micro_batches], loss

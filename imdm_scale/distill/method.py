@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from enum import Enum, auto
 
+import torch
 from torch import Tensor
 
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.vocabulary import Vocabulary
 from imdm_scale.distill.micro_batch import MicroBatch
-from imdm_scale.parallel.engine import Teacher
-
-
-@dataclass(frozen=True)
-class Round:
-    """A stretch of updates with one teacher."""
-
-    index: int
-    """Number of the round, from 0."""
-    starts: bool
-    """Whether the update asked about is the round's first."""
-    teacher_steps: float | None = None
-    """Sampling steps whose size the teacher takes; the student learns to take half as many."""
+from imdm_scale.distill.rounds import Round
+from imdm_scale.parallel.engine import ModelEngine, Teacher
 
 
 class Method(ABC):
@@ -39,29 +31,42 @@ class Method(ABC):
         """This micro-batch's share of the number by which the global sum of losses is divided."""
 
     @abstractmethod
-    def loss(
+    def losses(
         self,
         micro_batch: MicroBatch,
         logits_NV: Tensor,
-        teacher_logits_NV: Tensor | None,
+        target: Tensor | None,
         vocabulary: Vocabulary,
         mask_id: int,
     ) -> Tensor:
-        """Sum (not mean) of the losses of this micro-batch's positions: a scalar with a gradient.
+        """What each masked position of a micro-batch adds to the sum of losses: (N,) with a gradient.
 
         Args:
             logits_NV: the student's, raw, at the masked positions.
-            teacher_logits_NV: the teacher's head on what `teach` returned for these positions; None without one.
-            vocabulary: how the columns of both map to token ids.
+            target: what the teacher says of these positions, in the form of `Distillation.shows`: raw logits (N, V) or
+                token ids, int64 (N,); None for a method without a teacher.
+            vocabulary: how the columns of all logits map to token ids.
         """
+
+
+class Shows(Enum):
+    """What a teacher tells of a masked position."""
+
+    DISTRIBUTION = auto()
+    """Its prediction. Final hidden states travel, and its head is applied where the loss is computed."""
+    TOKEN = auto()
+    """A token."""
 
 
 class Distillation(Method):
     """A method with a teacher."""
 
+    shows: Shows
+    """The form of what the student learns from."""
+
     @abstractmethod
     def teach(self, teacher: Teacher, batch: MicroBatch) -> Tensor | None:
-        """The teacher's final hidden states (N, H) that the student learns from, at the masked positions.
+        """What the student learns from, a row for each masked position: final hidden states (N, H), or int64 (N, 1).
 
         Collective over the teacher's ranks of one replica.
 
@@ -71,3 +76,29 @@ class Distillation(Method):
         Returns:
             Rows on the teacher's last stage, None elsewhere.
         """
+
+    @abstractmethod
+    def teacher_evaluations(self, step: int) -> int:
+        """How often the teacher evaluates each sample of update `step`."""
+
+    def visiting_uniforms(self, batch: MicroBatch, architecture: Architecture) -> Tensor:
+        """float64 (B, L): from which a network draws the token of each position on its way to a batch's states."""
+        length = batch.x_t_BL.shape[1]
+        purpose = Purpose.VISIT_TOKEN
+        return uniform(batch.seed, batch.sample_ids_B, purpose, batch.step, length, dtype=torch.float64)[
+            ..., 0
+        ]
+
+    def tokens(
+        self, network: ModelEngine, batch: MicroBatch, x_BL: Tensor, positions_N: Tensor, u_N: Tensor
+    ) -> Tensor:
+        """A network's tokens (N,) for some positions of a batch in state x, on every rank of the network.
+
+        It sees the batch's own noise.
+        """
+        return network.tokens(
+            x_BL,
+            lambda rows: batch.mask_noise(network.architecture, network.device, rows),
+            positions_N,
+            u_N,
+        )

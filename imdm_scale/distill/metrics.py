@@ -41,13 +41,20 @@ class MetricsWriter:
             "learning_rate": update.learning_rate,
             "tokens": update.tokens,
             "seconds": round(update.seconds, 3),
+            "network_evaluations": update.network_evaluations,
+            "clipped": round(update.clipped, 6),
             "transport_bytes": update.transport_bytes,
             "data_seconds": round(update.data_seconds, 6),
             "replaced_samples": update.replaced_samples,
             "round": update.round.index,
         }
+        if update.visit_seconds:
+            record["visit_seconds"] = round(update.visit_seconds, 6)
         if update.round.teacher_steps is not None:
             record["teacher_steps"] = update.round.teacher_steps
+            record["student_steps"] = update.round.teacher_steps / 2
+        if update.diagnostics is not None:
+            record["diagnostics"] = update.diagnostics
         self.file.write(json.dumps(record) + "\n")
         if self.wandb_run is not None and update.step % self.every == 0:
             self.wandb_run.log(record, step=update.step)

@@ -5,20 +5,17 @@ Shapes: B batch, L positions, D noise dimensions, N masked positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.data.stream import Stream
-from imdm_scale.diffusion.corruption import corrupt
+from imdm_scale.diffusion.coupling import Coordinates, coordinates
 from imdm_scale.diffusion.noise import mask_noise
-from imdm_scale.diffusion.schedule import stratified_times
-from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.model.layer import DropoutKey
 from imdm_scale.parallel.schedule import NetworkInput
-from imdm_scale.parallel.transport import Dealing
 
 
 @dataclass(frozen=True)
@@ -38,23 +35,34 @@ class MicroBatch:
     """Clean token ids."""
     x_t_BL: Tensor
     """Token ids with the mask id where masked."""
-    positions_N: Tensor
-    """Row-major indices of the masked positions."""
-    counts_B: Tensor
-    """Number of masked positions of each sample."""
+    reveal_BL: Tensor
+    """float64 times: a position is masked where its own lies below t, so the one of the largest is revealed first."""
+    masked_BL: Tensor
+    """bool."""
+    noise_seed: int
+    """With the two below it names the noise e of the masks."""
+    noise_ids_B: Tensor
+    noise_step: int
 
     def mask_noise(
         self, architecture: Architecture, device: torch.device, rows: slice = slice(None)
     ) -> Tensor:
         """The noise e of every position of some samples, (B, L, D) float32. Drawn when asked for, never stored."""
         return mask_noise(
-            self.seed,
-            self.sample_ids_B[rows].to(device),
-            self.step,
+            self.noise_seed,
+            self.noise_ids_B[rows].to(device),
+            self.noise_step,
             self.x_t_BL.size(1),
             architecture.noise_dim,
             kind=architecture.noise_kind,
             scale=architecture.noise_scale,
+        )
+
+    def coordinates(self, architecture: Architecture) -> Coordinates:
+        """The uniforms u and tau in that noise, (B, L) on the CPU."""
+        two = replace(architecture, noise_dim=2)
+        return coordinates(
+            self.mask_noise(two, torch.device("cpu")), architecture.noise_kind, architecture.noise_scale
         )
 
     def network_input(self, architecture: Architecture, device: torch.device) -> NetworkInput:
@@ -66,6 +74,21 @@ class MicroBatch:
             DropoutKey(self.seed, self.step, self.sample_ids_B.to(device)),
         )
 
+    def visiting(self, ids_BL: Tensor, chosen_B: Tensor) -> MicroBatch:
+        """The same times, masks and noise, but where `chosen_B` the unmasked tokens are those of `ids_BL`."""
+        visited_BL = ids_BL.where(~self.masked_BL, self.x_t_BL)
+        return replace(self, x_t_BL=visited_BL.where(chosen_B[:, None], self.x_t_BL))
+
+    @property
+    def positions_N(self) -> Tensor:
+        """Row-major indices of the masked positions."""
+        return self.masked_BL.flatten().nonzero()[:, 0]
+
+    @property
+    def counts_B(self) -> Tensor:
+        """Number of masked positions of each sample."""
+        return self.masked_BL.sum(-1)
+
     @property
     def labels_N(self) -> Tensor:
         """The clean tokens at the masked positions."""
@@ -76,76 +99,19 @@ class MicroBatch:
         """The time of each masked position's sample."""
         return self.t_B[self.positions_N // self.x_t_BL.size(1)]
 
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is dealt to micro-batches: by arithmetic on the update and the rank alone."""
-
-    stream: Stream | ReplicaStream
-    """Where the blocks come from; of a ReplicaStream only what it has advanced to."""
-    seed: int
-    global_batch_size: int
-    micro_batch_size: int
-    dp_rank: int
-    dp_size: int
-    sampling_eps: float
-    mask_id: int
-    first_sample: int = 0
-    """Number in the stream of the first sample of update 0."""
-
     @property
-    def dealing(self) -> Dealing:
-        """Which sample goes where."""
-        return Dealing(self.global_batch_size, self.micro_batch_size, self.dp_size)
+    def reveal_N(self) -> Tensor:
+        """The masked positions' own times."""
+        return self.reveal_BL.flatten()[self.positions_N]
 
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches that each data-parallel rank computes in one update."""
-        return self.dealing.num_micro_batches
 
-    @property
-    def num_replaced(self) -> int:
-        """Samples that this rank has read and for which others stood in, their shard being damaged."""
-        return self.stream.num_replaced
-
-    def advance(self, step: int, ahead: int = 0) -> None:
-        """Have the blocks of updates `step` to `step` + `ahead` at hand. Collective over the replica's ranks."""
-        assert isinstance(self.stream, ReplicaStream)
-        self.stream.advance(step, ahead)
-
-    def micro_batch(self, step: int, index: int) -> MicroBatch:
-        """Micro-batch `index` of this rank in update `step`.
-
-        Sample and time slot go together, so the global batch's samples, times and masks are the same for
-        every number of ranks and every micro-batch size.
-        """
-        first_slot = self.dealing.first_slot(self.dp_rank, index)
-        first = self.first_sample + step * self.global_batch_size + first_slot
-        x_0_BL, sample_ids_B = self.stream.batch(first, self.micro_batch_size)
-        t_B = stratified_times(
-            self.seed,
-            step,
-            self.global_batch_size,
-            first=first_slot,
-            count=self.micro_batch_size,
-            sampling_eps=self.sampling_eps,
-        )
-        return self._corrupted(step, x_0_BL, sample_ids_B, t_B)
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """All of this rank's micro-batches of an update."""
-        return [self.micro_batch(step, index) for index in range(self.num_micro_batches)]
-
-    def joined(self, step: int) -> MicroBatch:
-        """All samples of this rank in an update as one micro-batch."""
-        parts = self.micro_batches(step)
-        x_0_BL, sample_ids_B, t_B = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("x_0_BL", "sample_ids_B", "t_B")
-        )
-        return self._corrupted(step, x_0_BL, sample_ids_B, t_B)
-
-    def _corrupted(self, step: int, x_0_BL: Tensor, sample_ids_B: Tensor, t_B: Tensor) -> MicroBatch:
-        x_t_BL = corrupt(x_0_BL, t_B, self.mask_id, self.seed, sample_ids_B, step)
-        masked_BL = x_t_BL == self.mask_id
-        positions_N = masked_BL.flatten().nonzero()[:, 0]
-        return MicroBatch(self.seed, step, sample_ids_B, t_B, x_0_BL, x_t_BL, positions_N, masked_BL.sum(-1))
+def join(parts: Sequence[MicroBatch]) -> MicroBatch:
+    """Micro-batches of one update as one."""
+    return replace(
+        parts[0],
+        **{
+            field.name: torch.cat([getattr(part, field.name) for part in parts])
+            for field in fields(MicroBatch)
+            if isinstance(getattr(parts[0], field.name), Tensor)
+        },
+    )

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.vocabulary import Vocabulary
-from imdm_scale.distill.method import Method, Round
+from imdm_scale.distill.method import Method
 from imdm_scale.distill.micro_batch import MicroBatch
+from imdm_scale.distill.rounds import Round
 
 
 class Pretrain(Method):
@@ -25,16 +26,16 @@ class Pretrain(Method):
         """All tokens count, the unmasked ones with loss zero."""
         return micro_batch.x_0_BL.numel()
 
-    def loss(
+    def losses(
         self,
         micro_batch: MicroBatch,
         logits_NV: Tensor,
-        teacher_logits_NV: Tensor | None,
+        target: Tensor | None,
         vocabulary: Vocabulary,
         mask_id: int,
     ) -> Tensor:
-        """Sum of the masked positions' terms of the bound."""
+        """The masked positions' terms of the bound."""
         device = logits_NV.device
         return nelbo_terms(
             logits_NV, micro_batch.labels_N.to(device), micro_batch.t_N.to(device), mask_id, vocabulary
-        ).sum()
+        )

@@ -24,11 +24,10 @@ from imdm_scale.data.place import Place
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.console import ProgressReport, data_description, plan_table
-from imdm_scale.distill.im_sdtt import ImSdtt
 from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.method import Method
+from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.metrics import MetricsWriter
-from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.quality import report_quality
 from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
@@ -83,7 +82,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         weights = fresh_weights(architecture, config.seed)
     else:
         weights = folder_weights(source_folder, architecture, config.seed)
-    method = _method(config)
+    method = method_of(config.method)
     parts = build_parts(
         config,
         ds_config,
@@ -94,6 +93,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         method,
         data.stream,
         data.first_sample,
+        tokenizer.bos_id,
         device,
     )
 
@@ -101,7 +101,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         metrics = stack.enter_context(MetricsWriter(config, run_dir)) if is_main else None
         if parts.service is not None:
             assert parts.teacher is not None
-            serve(config, layout, method, parts.teacher, parts.service)
+            serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
         else:
             _train_and_export(config, layout, method, parts, tokenizer, data, run_dir, console, metrics)
         if not config.evaluate.at_end:
@@ -150,7 +150,9 @@ def _train_and_export(
                 with ema.in_student():
                     export(f"checkpoints/step-{update.step:08d}", update.step)
 
-        num_updates = train(config, layout, method, student, parts.targets, ema, plan, after_update)
+        num_updates = train(
+            config, layout, method, student, parts.targets, parts.visitor, ema, plan, after_update
+        )
 
     with ema.in_student():
         export("student", num_updates)
@@ -173,19 +175,6 @@ def _source_folder(config: Config) -> Path | None:
     if config.method.name == "pretrain":
         return _path(config.train.init_from)
     return _path(config.teacher.path) or TEACHER
-
-
-def _method(config: Config) -> Method:
-    method = config.method
-    if method.name == "pretrain":
-        return Pretrain()
-    return ImSdtt(
-        method.divergence,
-        method.initial_steps,
-        method.steps_per_round,
-        method.min_steps,
-        method.teacher_temperature,
-    )
 
 
 def _make_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], console: Console) -> None:

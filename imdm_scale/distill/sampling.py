@@ -13,7 +13,9 @@ from torch import Tensor
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.sampler import SamplerSettings, sample_by
-from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
+from imdm_scale.distill.batch_plan import BatchPlan
+from imdm_scale.distill.micro_batch import MicroBatch
+from imdm_scale.distill.states import CorruptedData
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import ModelEngine
 
@@ -90,13 +92,13 @@ def validation_nelbo(model: ModelEngine, blocks: np.ndarray, batch_size: int, se
     per_rank = len(blocks) // (batch_size * dp_size)
     plan = BatchPlan(
         stream=TokenStream(ArrayCorpus(blocks), seed),
+        states=CorruptedData(model.architecture),
         seed=seed,
         global_batch_size=per_rank * batch_size * dp_size,
         micro_batch_size=batch_size,
         dp_rank=model.groups.dp_rank,
         dp_size=dp_size,
         sampling_eps=1e-3,
-        mask_id=model.architecture.mask_token_id,
     )
     architecture, device = model.architecture, model.device
     total = torch.zeros(2, dtype=torch.float64, device=device)

@@ -1,6 +1,6 @@
 """How the teacher's part of an update reaches the student: on the same ranks, or from ranks of its own.
 
-Shapes: N masked positions, H width, V one shard of the vocabulary.
+Shapes: N masked positions, R width of a row, V one shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.method import Distillation
-from imdm_scale.distill.micro_batch import BatchPlan
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.parallel.engine import Teacher
 from imdm_scale.parallel.hand_over import HandOver, Pending
@@ -22,10 +22,15 @@ from imdm_scale.parallel.shards import WholeTensors
 
 
 class Targets(ABC):
-    """What the student's loop asks for. On every rank of the student; hidden states come to the last stage only."""
+    """What the student's loop asks for. On every rank of the student; the teacher's rows come to the last stage only.
+
+    Args:
+        head: the teacher's, where its hidden states are what comes; None elsewhere, and where tokens come.
+        plan: the samples.
+        ahead: updates that the teacher works ahead at most.
+    """
 
     def __init__(self, hand_over: HandOver, head: FrozenHead | None, plan: BatchPlan, ahead: int) -> None:
-        """Targets for the samples of `plan`, of which the teacher works up to `ahead` updates ahead."""
         self.hand_over, self.head, self.plan, self.ahead = hand_over, head, plan, ahead
         self.pending: dict[int, Pending] = {}
 
@@ -48,8 +53,8 @@ class Targets(ABC):
     def refresh(self, tensors: WholeTensors) -> None:
         """The teacher becomes the network with these weights. Nothing is pending."""
 
-    def hidden_states(self, step: int) -> Tensor | None:
-        """The teacher's final hidden states (N, H) at the masked positions of this rank's micro-batches in `step`."""
+    def rows(self, step: int) -> Tensor | None:
+        """The teacher's rows (N, R) for the masked positions of this rank's micro-batches in `step`."""
         if step not in self.pending:
             self.pending[step] = self.begin(step)
         ahead = step + 1
@@ -59,14 +64,13 @@ class Targets(ABC):
             ahead += 1
         return self.hand_over.finish(self.pending.pop(step))
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """The teacher's raw logits (N, V) in the student's tensor-parallel layout."""
-        assert self.head is not None, "asked for on the last stage"
-        return self.head(hidden_NH)
+    def target(self, rows_NR: Tensor) -> Tensor:
+        """What rows tell: raw logits (N, V) in the student's tensor-parallel layout, or token ids (N,)."""
+        return rows_NR[:, 0] if self.head is None else self.head(rows_NR)
 
     def needed_counts(self, step: int) -> list[int] | None:
-        """Masked positions of each of this rank's samples, where their hidden states are needed."""
-        return self.plan.joined(step).counts_B.tolist() if self.head is not None else None
+        """Masked positions of each of this rank's samples, where their rows are needed."""
+        return self.plan.joined(step).counts_B.tolist() if self.hand_over.traffic.needed else None
 
 
 class ColocatedTargets(Targets):
@@ -107,8 +111,8 @@ class ColocatedTargets(Targets):
     def begin(self, step: int) -> Pending:
         """The teacher's work for an update, and its hand-over."""
         with self._own_stream():
-            rows_NH, counts = teach(self.method, self.teacher, self.teacher_plan, step)
-            return self.hand_over.start(step, rows_NH, counts, self.needed_counts(step))
+            rows_NR, counts = teach(self.method, self.teacher, self.teacher_plan, step)
+            return self.hand_over.start(step, rows_NR, counts, self.needed_counts(step))
 
     def may_begin(self, step: int) -> bool:
         """Within the prefetch, the round and the run."""
@@ -117,10 +121,10 @@ class ColocatedTargets(Targets):
         mine, its = self.method.round_at(self.current), self.method.round_at(step)
         return mine is not None and its is not None and mine.index == its.index
 
-    def hidden_states(self, step: int) -> Tensor | None:
-        """See `Targets.hidden_states`."""
+    def rows(self, step: int) -> Tensor | None:
+        """See `Targets.rows`."""
         self.current = step
-        return super().hidden_states(step)
+        return super().rows(step)
 
     def refresh(self, tensors: WholeTensors) -> None:
         """Teacher and heads take their parts of the weights."""
@@ -161,8 +165,8 @@ def teach(
 ) -> tuple[Tensor | None, list[int] | None]:
     """What this rank contributes as a teacher: rows, and how many each sample has (None but on the last stage)."""
     batch = plan.joined(step)
-    rows_NH = method.teach(teacher, batch)
-    return rows_NH, None if rows_NH is None else batch.counts_B.tolist()
+    rows_NR = method.teach(teacher, batch)
+    return rows_NR, None if rows_NR is None else batch.counts_B.tolist()
 
 
 class TeacherService:
@@ -173,12 +177,11 @@ class TeacherService:
         self.under_way: deque[Pending] = deque()
 
     def serve(self, step: int) -> None:
-        """Compute update `step` and send it, as far ahead of the student as the flow control allows."""
-        self.plan.advance(step)
-        rows_NH, counts = teach(self.method, self.teacher, self.plan, step)
+        """Compute update `step`, whose blocks are at hand, and send it, as far ahead as the flow control allows."""
+        rows_NR, counts = teach(self.method, self.teacher, self.plan, step)
         flow_control = self.hand_over.flow_control
         assert flow_control is not None
-        self.under_way.append(self.hand_over.start(step, rows_NH, counts))
+        self.under_way.append(self.hand_over.start(step, rows_NR, counts))
         while len(self.under_way) > flow_control.depth:
             self.hand_over.finish(self.under_way.popleft())
 

@@ -45,6 +45,8 @@ _OTHER_NAMES = {
     "head.weight": ("head.weight", 0),
     "head.bias": ("head.bias", 0),
 }
+PARTS = ("token_embedding", "mask_embedding", "attention", "mlp", "norm", "head")
+"""The parts of a network of which gradients are reported."""
 _VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
 
 
@@ -70,6 +72,13 @@ def placements(stage: ImdmStage) -> Iterator[tuple[torch.nn.Parameter, Placement
                 vocab_size=stage.architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
             ),
         )
+
+
+def part_of(name: str) -> str:
+    """The part in `PARTS` to which the tensor of a canonical name belongs."""
+    if "norm" in name:
+        return "norm"
+    return next(part for part in PARTS if part in name)
 
 
 def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int = 1) -> int:

@@ -242,6 +242,19 @@ def clip_and_norm(engine: Any, max_norm: float) -> float:
     return float(clip_grad_norm_(list(engine.module.parameters()), limit, mpu=engine.mpu))
 
 
+def whole_gradient(engine: Any, parameter: torch.nn.Parameter) -> Tensor | None:
+    """The gradient of this rank's shard of a parameter after the last backward pass of an update, whole over the
+    data-parallel ranks and averaged over them; None for one without a gradient. Collective over these ranks.
+
+    Without ZeRO it is the parameter's own; else utils/tensor_fragment.py:safe_get_full_grad gathers it.
+    """
+    from deepspeed.utils import safe_get_full_grad
+
+    if not engine.zero_optimization():
+        return parameter.grad
+    return safe_get_full_grad(parameter)
+
+
 def master_shards(engine: Any) -> list[Tensor]:
     """The fp32 master weights that this rank owns (views: writing changes them); flat under ZeRO-1, 2 or 3.
 

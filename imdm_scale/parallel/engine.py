@@ -20,7 +20,7 @@ from imdm_scale.diffusion.sampler import draw_tokens
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
 from imdm_scale.model.vocabulary import ShardedVocabulary
-from imdm_scale.model.weights import placements
+from imdm_scale.model.weights import PARTS, part_of, placements
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.layout import RoleGroups
 from imdm_scale.parallel.network import StageChunks
@@ -203,6 +203,29 @@ class Student(ModelEngine):
             The losses on the last stage, an empty list elsewhere.
         """
         return self.pipeline.train(inputs, loss)
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Norm of the accumulated gradient of each part of the network (`model.weights.part_of`), before clipping.
+
+        Collective over the network's ranks. A parameter's gradient is whole for a moment.
+        """
+        compat.set_deepspeed_mpu(self.groups.mpu)
+        squares = torch.zeros(len(PARTS), dtype=torch.float64, device=self.device)
+        for stage in self.stages:
+            for parameter, placement in placements(stage):
+                gradient = compat.whole_gradient(self.engine, parameter)
+                # Of equal copies on tensor-parallel ranks one counts.
+                if gradient is not None and (placement.shard_dim is not None or self.groups.tp_rank == 0):
+                    squares[PARTS.index(part_of(placement.name))] += gradient.double().square().sum()
+        dist.all_reduce(squares, group=self.groups.everyone)
+        norms = (squares / self.groups.dp_size).sqrt().tolist()
+        return {part: norm for part, norm in zip(PARTS, norms, strict=True) if norm > 0}
+
+    def reset_optimizer(self) -> None:
+        """Forget AdamW's running means, as if no update had been made."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear; returns the gradient's global norm before clipping."""

@@ -1,6 +1,6 @@
 """The teacher's rows reach the student: between any two layouts, on the same ranks or on others.
 
-Shapes: N rows (masked positions of a rank's slots, in the order of the slots), H width of the hidden states.
+Shapes: N rows (masked positions of a rank's slots, in the order of the slots), H width of a row.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class HandOver:
         traffic: this rank's.
         group: over the whole world and used for nothing else. Its own time-out should be several times
             `teacher.timeout`, so that flow control speaks first.
-        hidden_size: H.
+        width: H, of a hidden state, or 1 for token ids.
         dtype: the rows'.
         device: the rows', this rank's.
         checksum: whether every message is verified (costs a copy of the rows to the CPU on either side).
@@ -65,7 +65,7 @@ class HandOver:
         traffic: Traffic,
         group: dist.ProcessGroup,
         *,
-        hidden_size: int,
+        width: int,
         dtype: torch.dtype,
         device: torch.device,
         checksum: bool = False,
@@ -73,7 +73,7 @@ class HandOver:
     ) -> None:
         self.traffic = traffic
         self.group = group
-        self.hidden_size = hidden_size
+        self.width = width
         self.dtype = dtype
         self.device = device
         self.checksum = checksum
@@ -116,7 +116,7 @@ class HandOver:
         pending = Pending(update, _by_slot(mine.needed, needed_counts))
         if mine.held:
             assert rows_NH is not None and sent_counts is not None, "this rank has rows"
-            assert rows_NH.shape == (sum(sent_counts), self.hidden_size) and rows_NH.dtype == self.dtype
+            assert rows_NH.shape == (sum(sent_counts), self.width) and rows_NH.dtype == self.dtype
             rows_NH = rows_NH.detach().contiguous()
             held = dict(zip(mine.held, rows_NH.split(list(sent_counts)), strict=True))
             # Tensor-parallel ranks of the student get the same rows, from one buffer.
@@ -185,7 +185,7 @@ class HandOver:
     def _receive(self, pending: Pending, message: Message) -> None:
         assert pending.needed is not None, "this rank needs rows"
         rows = sum(pending.needed[slot] for slot in message.slots)
-        rows_NH = torch.empty(rows, self.hidden_size, dtype=self.dtype, device=self.device)
+        rows_NH = torch.empty(rows, self.width, dtype=self.dtype, device=self.device)
         pending.received.append((message, rows_NH))
         if rows == 0:
             return

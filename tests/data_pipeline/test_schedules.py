@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -17,11 +17,13 @@ from imdm_scale.data.place import Place
 from imdm_scale.data.prepared_corpus import PreparedCorpus
 from imdm_scale.data.read_ahead import read_ahead
 from imdm_scale.data.stream import Stream, TokenStream
-from imdm_scale.distill.micro_batch import BatchPlan
+from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.replica_stream import ReplicaStream
+from imdm_scale.distill.states import CorruptedData
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.transport import Dealing
 from tests.data_pipeline.prepared import open_folder, write_folder
+from tests.tiny import tiny
 
 SIZES = (3, 5, 1, 7, 4, 2, 6)
 EPOCH = sum(SIZES)
@@ -75,13 +77,13 @@ def run_segment(stream: Stream, segment: Segment, first_sample: int) -> dict[int
         )
         plan = BatchPlan(
             stream=reader,
+            states=CorruptedData(replace(tiny(), mask_token_id=2**31 - 1)),
             seed=stream.seed,
             global_batch_size=dealing.global_batch_size,
             micro_batch_size=dealing.micro_batch_size,
             dp_rank=dp_rank,
             dp_size=dealing.dp_size,
             sampling_eps=1e-3,
-            mask_id=2**31 - 1,
             first_sample=first_sample,
         )
         for step in range(segment.updates):

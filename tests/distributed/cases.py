@@ -20,10 +20,8 @@ from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.distill.build import Parts, build_parts
-from imdm_scale.distill.im_sdtt import ImSdtt
 from imdm_scale.distill.loop import Update, serve, train
-from imdm_scale.distill.method import Method
-from imdm_scale.distill.pretrain import Pretrain
+from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.sampling import sample_texts, validation_nelbo
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.engine import ModelEngine, Student
@@ -31,20 +29,6 @@ from imdm_scale.parallel.layout import build_groups
 from imdm_scale.parallel.shards import whole_weights
 from tests.distributed.small_run import Outcome, Weights, small_architecture, small_blocks, to_numpy
 from tests.tiny import plain_network, random_input, source, weights_of
-
-
-def method_of(config: Config) -> Method:
-    """The method as the training program makes it."""
-    if config.method.name == "pretrain":
-        return Pretrain()
-    settings = config.method
-    return ImSdtt(
-        settings.divergence,
-        settings.initial_steps,
-        settings.steps_per_round,
-        settings.min_steps,
-        settings.teacher_temperature,
-    )
 
 
 def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
@@ -60,9 +44,10 @@ def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
         build_groups(layout),
         architecture,
         source(weights_of(plain_network(architecture))),
-        method_of(config),
+        method_of(config.method),
         TokenStream(ArrayCorpus(small_blocks()), config.seed),
         0,
+        1,
         torch.device("cpu"),
     )
     return layout, parts
@@ -77,13 +62,23 @@ def run_updates(config: Config, layout: RunLayout, parts: Parts) -> Outcome:
         outcome.grad_norms.append(update.grad_norm)
         outcome.transport_bytes.append(update.transport_bytes)
 
-    method = method_of(config)
+    method = method_of(config.method)
     if parts.service is not None:
         assert parts.teacher is not None
-        serve(config, layout, method, parts.teacher, parts.service)
+        serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
         return outcome
     assert parts.student is not None and parts.ema is not None and parts.student_plan is not None
-    train(config, layout, method, parts.student, parts.targets, parts.ema, parts.student_plan, record)
+    train(
+        config,
+        layout,
+        method,
+        parts.student,
+        parts.targets,
+        parts.visitor,
+        parts.ema,
+        parts.student_plan,
+        record,
+    )
     return outcome
 
 

@@ -23,7 +23,9 @@ from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.targets import two_substep_targets
-from imdm_scale.distill.micro_batch import BatchPlan, MicroBatch
+from imdm_scale.distill.batch_plan import BatchPlan
+from imdm_scale.distill.micro_batch import MicroBatch
+from imdm_scale.distill.states import CorruptedData
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from tests.tiny import plain_network, tiny, weights_of
 
@@ -105,13 +107,13 @@ def small_plan(config: Config) -> BatchPlan:
     batch_size = config.train.global_batch_size
     return BatchPlan(
         stream=TokenStream(ArrayCorpus(small_blocks()), config.seed),
+        states=CorruptedData(small_architecture(config), coupled=config.method.name == "coupled"),
         seed=config.seed,
         global_batch_size=batch_size,
         micro_batch_size=batch_size,
         dp_rank=0,
         dp_size=1,
         sampling_eps=config.method.sampling_eps,
-        mask_id=tiny().mask_token_id,
     )
 
 

@@ -63,11 +63,12 @@ def train_until_one_fails(
     with failures_reported():
         start_process_group()
         from imdm_scale.distill.loop import serve, train
-        from tests.distributed.cases import build, method_of
+        from imdm_scale.distill.methods import method_of
+        from tests.distributed.cases import build
 
         layout, parts = build(config, zero(STAGE))
         set_rank_label(layout.label(rank()))
-        method = method_of(config)
+        method = method_of(config.method)
         ends = [end for end in (parts.service, parts.targets) if end is not None]
 
         def after_update(step: int) -> None:
@@ -89,7 +90,7 @@ def train_until_one_fails(
                 after_update(step + 1)
 
             parts.service.serve = serve_and_fail  # type: ignore[method-assign]
-            serve(config, layout, method, parts.teacher, parts.service)
+            serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
         else:
             assert parts.student is not None and parts.ema is not None and parts.student_plan is not None
             train(
@@ -98,6 +99,7 @@ def train_until_one_fails(
                 method,
                 parts.student,
                 parts.targets,
+                parts.visitor,
                 parts.ema,
                 parts.student_plan,
                 lambda update: after_update(update.step),

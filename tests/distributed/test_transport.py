@@ -110,7 +110,7 @@ class Exchange:
         self.hand_over = HandOver(
             self.traffic,
             group,
-            hidden_size=HIDDEN_SIZE,
+            width=HIDDEN_SIZE,
             device=torch.device("cpu"),
             flow_control=self.flow_control,
             **settings,
