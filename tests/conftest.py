@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
+
+from tests.distributed.pool import PRELOAD
 
 # The ranks of a world have one thread each; a reference with more would add up in another order.
 torch.set_num_threads(1)
@@ -17,6 +20,12 @@ hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell the fork server what to import, where tests will want it."""
+    if any("distributed" in item.path.parts for item in session.items):
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 
 
 @pytest.fixture(scope="session")

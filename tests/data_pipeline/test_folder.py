@@ -79,7 +79,7 @@ def test_every_shard_is_a_read_only_map_of_its_file(request, folder, fetch, sche
     prepared = PreparedFolder.open(url, fetch)
     for shard in [*shards_of(prepared), *shards_of(prepared, "valid")]:
         blocks = prepared.open_shard(shard)
-        assert isinstance(blocks, np.memmap)
+        assert isinstance(blocks.base, np.memmap)
         assert blocks.dtype == np.uint16
         assert not blocks.flags.writeable
         assert np.array_equal(blocks, blocks_of(folder, shard))

@@ -32,7 +32,8 @@ PRELOAD = [
     "imdm_scale.distill.sampling",
     "tests.distributed.probed",
 ]
-"""Imported once, by the fork server."""
+"""Imported once, by the fork server. There is one for all tests of a process, also for those that fork readers of
+data, so what it imports must be said before the first of them (tests/conftest.py)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ class RankPool:
     def __init__(self, time_limit: float = 120.0) -> None:
         self.time_limit = time_limit
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOAD)
 
     def run(self, case: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
         """What `case(**arguments)` returned on each rank; the test fails where a rank does not return.
