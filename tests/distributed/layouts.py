@@ -37,7 +37,15 @@ class Case:
         words = [describe(role, layout) for role in layout.roles]
         words += [f"dropout {config.model.dropout:g}"] * (config.model.dropout > 0)
         words += [f"recompute {config.train.recompute}"] * (config.train.recompute != "none")
-        others = ("method.refresh_from", "model.qk_norm", "teacher.prefetch", "teacher.checksum")
+        words += [config.method.name] * (config.method.name not in ("im_sdtt", "pretrain"))
+        others = (
+            "method.refresh_from",
+            "method.states",
+            "method.target",
+            "model.qk_norm",
+            "teacher.prefetch",
+            "teacher.checksum",
+        )
         words += [word for word in (*self.what, *self.how) if word.startswith(others)]
         return ", ".join(words)
 
@@ -193,6 +201,36 @@ VARIANTS = [
 ]
 """Other things to compute."""
 
+COUPLED = ("coupled", "method.trajectory_steps=3")
+STUDENT, TEACHER, MIX = (
+    ("method.visit_steps=2", f"method.states={states}") for states in ("student", "teacher", "mix")
+)
+METHODS = [
+    Case((*what, *SHORT), (*how, *more.split()), stage)
+    for what, how, more, stage in [
+        (COUPLED, student() + teacher() + micro_batches(2, 4), "", 3),
+        (COUPLED, student(2, 2) + teacher(2) + micro_batches(2, 4), "", 1),
+        (
+            (*COUPLED, "method.target=progressive"),
+            student(2) + teacher(1, 2) + micro_batches(2, 2),
+            "teacher.zero_stage=3",
+            0,
+        ),
+        (
+            (*COUPLED, "method.target=mixture", *STUDENT),
+            student(1, 2) + teacher(2) + micro_batches(2, 4) + disaggregated(2),
+            "",
+            3,
+        ),
+        ((*COUPLED, *TEACHER), student() + teacher(2) + micro_batches(2, 4) + disaggregated(2), "", 2),
+        ((*COUPLED, *MIX), student(2) + teacher(2) + micro_batches(2, 4), "", 3),
+        ((*DISTIL, *STUDENT), student(1, 2) + teacher(2) + micro_batches(2, 4), "", 3),
+        ((*DISTIL, *TEACHER), student(2) + teacher() + micro_batches(4, 2), "", 1),
+        ((*DISTIL, *MIX), student() + teacher() + micro_batches(2, 2) + disaggregated([0, 2]), "", 0),
+    ]
+]
+"""Other targets, and other states than those of the data."""
+
 INTERLEAVED = [
     Case((*DISTIL, *SHORT, "model.num_layers=4", *what), how, stage)
     for what, how, stage in [
@@ -213,5 +251,6 @@ CASES = [
     *TEACHERS_OF_THEIR_OWN_LAYOUT,
     *DISAGGREGATED,
     *VARIANTS,
+    *METHODS,
     *INTERLEAVED,
 ]

@@ -73,5 +73,6 @@ def rows_that_travel(config: Config, layout: RunLayout) -> list[int]:
 
 
 def bytes_that_travel(config: Config, layout: RunLayout) -> list[int]:
-    """`rows_that_travel` in bytes, in float32."""
-    return [rows * tiny().hidden_size * 4 for rows in rows_that_travel(config, layout)]
+    """`rows_that_travel` in bytes: hidden states in float32, or token ids in int64."""
+    row = 8 if config.method.name == "coupled" else tiny().hidden_size * 4
+    return [rows * row for rows in rows_that_travel(config, layout)]

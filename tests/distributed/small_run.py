@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -21,9 +21,10 @@ from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.load import build_config, parse_override
 from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
+from imdm_scale.diffusion.coupling import Coordinates, progressive_labels, rollout, trajectory_labels
 from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.targets import two_substep_targets
-from imdm_scale.distill.batch_plan import BatchPlan
+from imdm_scale.distill.batch_plan import BatchPlan, Visited
 from imdm_scale.distill.micro_batch import MicroBatch
 from imdm_scale.distill.states import CorruptedData
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
@@ -138,13 +139,25 @@ def plain_run(config: Config) -> Outcome:
     outcome = Outcome()
     for step in range(train.max_steps):
         round_index, place = divmod(step, config.method.steps_per_round)
-        if config.method.name == "im_sdtt" and place == 0:
+        has_rounds = config.method.name == "im_sdtt" or config.method.target != "trajectory"
+        if has_rounds and place == 0:
             fresh = average if config.method.refresh_from == "ema" else weights_of(student)
             teacher.load_state_dict(fresh)
+        if config.method.states != "data":
+            network = teacher if config.method.states == "teacher" else student
+            plan.visited = _visited(config, network, plan.micro_batch(step, 0))
         batch = plan.micro_batch(step, 0)
         with counter_based_dropout(batch, student.config.num_layers):
             if config.method.name == "pretrain":
                 loss = _nelbo(student, batch)
+            elif config.method.name == "coupled":
+                labels_N = _coupled_labels(
+                    config, teacher, batch, 2**round_index / config.method.initial_steps
+                )
+                log_p_NV = _log_probabilities(
+                    student, batch.x_t_BL, batch.mask_noise(tiny(), torch.device("cpu")), batch.positions_N
+                )
+                loss = torch.nn.functional.nll_loss(log_p_NV, labels_N)
             else:
                 dt = 2**round_index / config.method.initial_steps
                 temperature = config.method.teacher_temperature
@@ -200,6 +213,62 @@ def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
     )
     picked_N = log_p_NV.gather(-1, batch.labels_N[:, None])[:, 0]
     return (-picked_N / batch.t_N.float()).sum() / batch.x_0_BL.numel()
+
+
+def _drawn(
+    network: ImdmForMaskedLM, batch: MicroBatch, temperature: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What a network draws at positions of a batch in some state, by float64 cumulative sums."""
+    noise_BLD = batch.mask_noise(tiny(), torch.device("cpu"))
+
+    @torch.no_grad()
+    def tokens(x_BL: Tensor, positions_N: Tensor, u_N: Tensor) -> Tensor:
+        was_training = network.training
+        log_p_NV = _log_probabilities(network.eval(), x_BL, noise_BLD, positions_N, temperature)
+        network.train(was_training)
+        return (log_p_NV.double().softmax(-1).cumsum(-1) <= u_N[:, None]).sum(-1)
+
+    return tokens
+
+
+def _coupled_labels(config: Config, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float) -> Tensor:
+    """The teacher's tokens at the masked positions of a batch."""
+    method, mask_id = config.method, tiny().mask_token_id
+    tokens = _drawn(teacher, batch, method.teacher_temperature)
+    what = tokens, batch.x_t_BL, batch.coordinates(tiny()), batch.t_B
+    long_N = trajectory_labels(*what, method.trajectory_steps, mask_id=mask_id)
+    short_N = progressive_labels(*what, dt, mask_id=mask_id)
+    share = {"trajectory": 1.0, "progressive": 0.0, "mixture": method.trajectory_share}[method.target]
+    u_B = uniform(batch.seed, batch.sample_ids_B, Purpose.TRAJECTORY, batch.step, 1)[:, 0, 0]
+    return long_N.where((u_B < share)[batch.positions_N // batch.x_t_BL.shape[1]], short_N)
+
+
+def _visited(config: Config, network: ImdmForMaskedLM, batch: MicroBatch) -> Visited:
+    """The states that a network visits on its way to those of a batch."""
+    method = config.method
+    coupled = method.name == "coupled"
+    temperature = method.teacher_temperature if coupled and method.states == "teacher" else 1.0
+    u_BL = uniform(
+        batch.seed,
+        batch.sample_ids_B,
+        Purpose.VISIT_TOKEN,
+        batch.step,
+        batch.x_t_BL.shape[1],
+        dtype=torch.float64,
+    )[..., 0]
+    start_BL = torch.full_like(batch.x_t_BL, tiny().mask_token_id)
+    start_BL[:, 0] = 1
+    ids_BL = rollout(
+        _drawn(network, batch, temperature),
+        start_BL,
+        Coordinates(batch.coordinates(tiny()).u if coupled else u_BL, batch.reveal_BL),
+        batch.t_B,
+        method.visit_steps,
+        mask_id=tiny().mask_token_id,
+    )
+    share = method.visit_share if method.states == "mix" else 1.0
+    chosen_B = uniform(batch.seed, batch.sample_ids_B, Purpose.VISIT, batch.step, 1)[:, 0, 0] < share
+    return Visited(batch.step, ids_BL, chosen_B)
 
 
 def _kl_to_two_substeps(
