@@ -11,6 +11,8 @@ Where to find what:
 - `likelihood.py`: the forbidden mask id, cross-entropy, the NELBO
 - `divergence.py`: KL both ways, Jensen-Shannon, total variation, squared error, with exact gradients
 - `targets.py`: IM-SDTT's two teacher sub-steps
+- `coupling.py`: the noise as the sampler's randomness: trajectories, labels and states that are functions of e
+- `fourier.py`: Fourier features by which a network can read that randomness
 - `vocabulary.py`: sums and maxima over a vocabulary that may be cut over processes
 
 Nothing is re-exported here: import from the file that holds the idea.
