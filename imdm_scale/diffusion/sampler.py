@@ -76,7 +76,8 @@ def sample_by(
     The grid is t_i = start_time * (1 - i / num_steps). Step i of ancestral sampling reveals, keeps or resets each
     masked position by the three-way posterior from t_i to t_{i+1}; the last step reveals all. With a single step
     nothing is ever reset. A coupled sampler draws e once, as ancestral sampling draws its first one, given that
-    the positions are masked at start_time, and then follows `coupling.trajectory`. Each draw is counter-based, so a sample depends on its id, not on its batch.
+    the positions are masked at start_time, and then follows `coupling.trajectory`. Each draw is counter-based, so
+    a sample depends on its id, not on its batch.
 
     Args:
         draw: (x_BL, noise_BLD, positions_N, u_N, greedy) -> ids_N, the tokens of the row-major flat positions

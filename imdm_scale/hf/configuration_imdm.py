@@ -33,6 +33,7 @@ class ImdmConfig(PreTrainedConfig):
     noise_dim: int = 2048
     noise_kind: str = "uniform"
     noise_scale: float = 1.0
+    noise_fourier: int = 0
     dropout: float = 0.0
     qk_norm: bool = False
     attention_softcap: float = 0.0
@@ -58,5 +59,9 @@ class ImdmConfig(PreTrainedConfig):
             raise ValueError(f"mask_token_id {self.mask_token_id} is outside [0, {self.vocab_size})")
         if self.noise_kind not in ("uniform", "normal"):
             raise ValueError(f"noise_kind {self.noise_kind!r} is neither 'uniform' nor 'normal'")
+        if self.noise_fourier and self.noise_dim < 2:
+            raise ValueError(
+                f"noise_fourier {self.noise_fourier} needs a noise_dim of at least 2, not {self.noise_dim}"
+            )
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is True, but the head has a weight of its own")

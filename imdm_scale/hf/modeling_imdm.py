@@ -57,7 +57,10 @@ class ImdmForMaskedLM(PreTrainedModel):
         if self.mask_embedding is not None and module is self.mask_embedding.dense_in:
             init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             init.zeros_(module.bias)
-        elif self.mask_embedding is not None and module is self.mask_embedding.dense_out:
+        elif self.mask_embedding is not None and module in (
+            self.mask_embedding.dense_out,
+            getattr(self.mask_embedding, "dense_fourier", None),
+        ):
             init.zeros_(module.weight)
         elif module is self.head:
             init.zeros_(module.weight)
@@ -74,13 +77,13 @@ class ImdmForMaskedLM(PreTrainedModel):
             init.zeros_(module.bias)
 
     def draw_mask_noise(self, batch: int, length: int) -> Tensor:
-        """Noise e, (batch, length, noise_dim) in the weights' type, from torch's generator."""
+        """Noise e, (batch, length, noise_dim) float32, from torch's generator."""
         shape = (batch, length, self.config.noise_dim)
-        weight = self.token_embedding.weight
+        device = self.token_embedding.weight.device
         if self.config.noise_kind == "uniform":
-            noise_BLD = 2 * torch.rand(shape, dtype=weight.dtype, device=weight.device) - 1
+            noise_BLD = 2 * torch.rand(shape, dtype=torch.float32, device=device) - 1
         else:
-            noise_BLD = torch.randn(shape, dtype=weight.dtype, device=weight.device)
+            noise_BLD = torch.randn(shape, dtype=torch.float32, device=device)
         return self.config.noise_scale * noise_BLD
 
     def forward(
@@ -95,7 +98,7 @@ class ImdmForMaskedLM(PreTrainedModel):
         Args:
             input_ids: (B, L) integer; the mask token stands where a token is to be predicted.
             mask_noise: (B, L, D) float, read at the masked positions only; None draws it afresh from torch's
-                generator.
+                generator. In float32 also where the weights are narrower: its Fourier features need the digits.
             attention_mask: (B, L), 1 (or True) for the positions that may be attended to; None for all. Every
                 row needs one.
             labels: (B, L) integer token ids, -100 where no loss is taken.
@@ -119,7 +122,7 @@ class ImdmForMaskedLM(PreTrainedModel):
                     f"expected {(batch, length, self.config.noise_dim)}"
                 )
             masked_BL1 = (input_ids == self.config.mask_token_id).unsqueeze(-1)
-            g_BLH = self.mask_embedding(mask_noise.to(self.mask_embedding.dense_in.weight.dtype))
+            g_BLH = self.mask_embedding(mask_noise)
             x_BLH = torch.where(masked_BL1, x_BLH + g_BLH, x_BLH)
 
         head_dim = self.config.hidden_size // self.config.num_heads

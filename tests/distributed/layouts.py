@@ -37,7 +37,13 @@ class Case:
         words = [describe(role, layout) for role in layout.roles]
         words += [f"dropout {config.model.dropout:g}"] * (config.model.dropout > 0)
         words += [f"recompute {config.train.recompute}"] * (config.train.recompute != "none")
-        others = ("method.refresh_from", "model.qk_norm", "teacher.prefetch", "teacher.checksum")
+        others = (
+            "method.refresh_from",
+            "model.qk_norm",
+            "model.noise_fourier",
+            "teacher.prefetch",
+            "teacher.checksum",
+        )
         words += [word for word in (*self.what, *self.how) if word.startswith(others)]
         return ", ".join(words)
 
@@ -186,6 +192,9 @@ DISAGGREGATED = [
 VARIANTS = [
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
+    Case(
+        (*DISTIL, *SHORT, "model.noise_fourier=3"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3
+    ),
     Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
     Case(
         (*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3
