@@ -51,6 +51,7 @@ class MaskEmbedding(nn.Module):
         self.dense_out = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
         self.noise_law = (config.noise_kind, config.noise_scale)
         self.num_frequencies = config.noise_fourier
+        self.dense_fourier = None
         if config.noise_fourier:
             num_features = FEATURES_PER_FREQUENCY * config.noise_fourier
             self.dense_fourier = nn.Linear(num_features, 4 * config.hidden_size, bias=False)
@@ -59,7 +60,7 @@ class MaskEmbedding(nn.Module):
         """(B, L, D) float32 -> (B, L, H) in the weights' type."""
         dtype = self.dense_in.weight.dtype
         inner_BLF = self.dense_in(noise_BLD.to(dtype))
-        if self.num_frequencies:
+        if self.dense_fourier is not None:
             features_BLK = fourier_features(noise_BLD, self.num_frequencies, *self.noise_law)
             inner_BLF = inner_BLF + self.dense_fourier(features_BLK.to(dtype))
         return self.dense_out(F.gelu(inner_BLF))

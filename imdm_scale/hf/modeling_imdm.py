@@ -59,7 +59,7 @@ class ImdmForMaskedLM(PreTrainedModel):
             init.zeros_(module.bias)
         elif self.mask_embedding is not None and module in (
             self.mask_embedding.dense_out,
-            getattr(self.mask_embedding, "dense_fourier", None),
+            self.mask_embedding.dense_fourier,
         ):
             init.zeros_(module.weight)
         elif module is self.head:

@@ -56,6 +56,7 @@ class MaskEmbedding(MegatronModule):
         )
         self.noise_law = (architecture.noise_kind, architecture.noise_scale)
         self.num_frequencies = architecture.noise_fourier
+        self.dense_fourier = None
         if architecture.noise_fourier:
             self.dense_fourier = ColumnParallelLinear(
                 architecture.num_noise_features,
@@ -71,7 +72,7 @@ class MaskEmbedding(MegatronModule):
         """Embedding (N, H), in the weights' type, of the float32 noise of N masked positions."""
         dtype = self.config.params_dtype
         inner_NF, _ = self.dense_in(noise_ND.to(dtype))
-        if self.num_frequencies:
+        if self.dense_fourier is not None:
             features_NK = fourier_features(noise_ND, self.num_frequencies, *self.noise_law)
             inner_NF = inner_NF + self.dense_fourier(features_NK.to(dtype))[0]
         return self.dense_out(F.gelu(inner_NF))[0]
