@@ -8,6 +8,7 @@ Where to find what:
 - `posterior.py`: the three-way reverse posterior (reveal, keep e, redraw e)
 - `sampler.py`: few-step generation, from all masks or around given tokens
 - `inverse_cdf.py`: one token from logits and one uniform, with temperature and nucleus
+- `vocabulary_order.py`: orders of the tokens other than that of ids, for the inverse CDF to run through
 - `likelihood.py`: the forbidden mask id, cross-entropy, the NELBO
 - `divergence.py`: KL both ways, Jensen-Shannon, total variation, squared error, with exact gradients
 - `targets.py`: IM-SDTT's two teacher sub-steps

@@ -152,6 +152,7 @@ def draw_tokens(
     top_p: float = 1.0,
     greedy: bool = False,
     vocabulary: Vocabulary = WHOLE,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
     """The tokens of the positions with these raw logits: int64 (N,), the same on all shards, never the mask.
 
@@ -160,11 +161,14 @@ def draw_tokens(
     Args:
         u_N: float64 uniforms in [0, 1).
         greedy: take the most likely tokens instead; uniforms, temperature and nucleus then have no effect.
+        rank_V: int64 places of these columns in the order of the vocabulary; None is the order of ids.
     """
     logits_NV = forbid_mask(logits_NV, mask_id, vocabulary)
     if greedy:
         return argmax(logits_NV, vocabulary)
-    return inverse_cdf(logits_NV, u_N, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+    return inverse_cdf(
+        logits_NV, u_N, temperature=temperature, top_p=top_p, vocabulary=vocabulary, rank_V=rank_V
+    )
 
 
 def sample(
@@ -179,12 +183,14 @@ def sample(
     noise_kind: str = "uniform",
     noise_scale: float = 1.0,
     start_time: float | Tensor = 1.0,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
     """`sample_by` with a network that is whole on one process.
 
     Args:
-        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times. The other arguments,
-            the result and the errors are those of `sample_by`.
+        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times.
+        rank_V: int64 places of the tokens in the order of the vocabulary; None is the order of ids. The other
+            arguments, the result and the errors are those of `sample_by`.
     """
 
     def draw(x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor, u_N: Tensor, greedy: bool) -> Tensor:
@@ -196,6 +202,7 @@ def sample(
             temperature=settings.temperature,
             top_p=settings.top_p,
             greedy=greedy,
+            rank_V=rank_V,
         )
 
     return sample_by(
