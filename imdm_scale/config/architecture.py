@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
@@ -49,6 +50,8 @@ class Architecture:
     """Added to the variance in every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of the normal initialisation of the linear layers."""
+    sampler: str = "ancestral"
+    """How the network was trained to be sampled, one of `imdm_scale.diffusion.sampler.SAMPLERS`."""
 
     @property
     def head_dim(self) -> int:
@@ -104,7 +107,7 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         UserError: no size has the name `model.size`.
     """
     model = config.model
-    shape = size_named(model.size)
+    shape: dict[str, Any] = {**size_named(model.size)}
     for name in shape:
         given = getattr(model, name)
         if given is not None:

@@ -12,7 +12,15 @@ from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
 from imdm_scale.hf.export import CONFIG_FILE, architecture_from_config
 
-FREE_TO_DIFFER = ("length", "noise_dim", "noise_kind", "noise_scale", "dropout", "initializer_range")
+FREE_TO_DIFFER = (
+    "length",
+    "noise_dim",
+    "noise_kind",
+    "noise_scale",
+    "dropout",
+    "initializer_range",
+    "sampler",
+)
 """A run may choose these anew: no weight of the plain network depends on them. Nor on Fourier features, where the
 model has none."""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..diffusion.sampler import SAMPLERS
+
 
 class ImdmConfig(PreTrainedConfig):
     """Configuration of `ImdmForMaskedLM`.
@@ -41,6 +43,11 @@ class ImdmConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
+    sampler: str = "ancestral"
+    vocabulary_order: str = "identity"
+    """Order of the tokens in which an inverse CDF draws them: identity is that of ids; the ranks of any other are
+    stored with the weights."""
+
     tokenizer_fingerprint: str | None = None
     """Hash of the tokenizer's ids, so that a wrong tokenizer is noticed; None where it is unknown."""
     bos_token_id: int | None = None
@@ -63,5 +70,9 @@ class ImdmConfig(PreTrainedConfig):
             raise ValueError(
                 f"noise_fourier {self.noise_fourier} needs a noise_dim of at least 2, not {self.noise_dim}"
             )
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
+        if self.sampler != "ancestral" and self.noise_dim < 2:
+            raise ValueError(f"sampler {self.sampler} needs a noise_dim of at least 2, not {self.noise_dim}")
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is True, but the head has a weight of its own")

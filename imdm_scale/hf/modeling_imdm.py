@@ -29,7 +29,8 @@ class ImdmForMaskedLM(PreTrainedModel):
     """Infinite Mask Diffusion Model; with `noise_dim` 0 a plain masked diffusion model.
 
     A fresh model's mask embedding is zero, so it is the masked diffusion model bit for bit until it is
-    trained.
+    trained. `vocabulary_rank`, int64 (V,), is each token's place in the order in which an inverse CDF draws
+    them, None where that is the order of ids.
     """
 
     config_class = ImdmConfig
@@ -44,6 +45,8 @@ class ImdmForMaskedLM(PreTrainedModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        ranked = config.vocabulary_order != "identity"
+        self.register_buffer("vocabulary_rank", torch.arange(config.vocab_size) if ranked else None)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -149,6 +152,7 @@ class ImdmForMaskedLM(PreTrainedModel):
         top_p: float = 1.0,
         fixed_noise: bool = False,
         greedy_last_step: bool = False,
+        sampler: str | None = None,
     ) -> Tensor:
         """Sample token ids in `num_steps` evaluations of the network, in evaluation mode, without gradient.
 
@@ -168,6 +172,8 @@ class ImdmForMaskedLM(PreTrainedModel):
             fixed_noise: keep the masks' noise over the whole trajectory; False redraws it where the reverse
                 posterior resets it.
             greedy_last_step: take the most likely token in the last step.
+            sampler: "ancestral", "coupled" or "coupled_argmax" (`SAMPLERS`); None takes the config's, for which
+                the network was trained.
 
         Returns:
             (num_samples, length) int64 token ids on the model's device.
@@ -183,6 +189,7 @@ class ImdmForMaskedLM(PreTrainedModel):
             top_p=top_p,
             greedy_last_step=greedy_last_step,
             fixed_noise=fixed_noise,
+            sampler=config.sampler if sampler is None else sampler,
         )
         x_BL = torch.full(
             (num_samples, config.length if length is None else length),
@@ -215,6 +222,7 @@ class ImdmForMaskedLM(PreTrainedModel):
                 noise_dim=config.noise_dim,
                 noise_kind=config.noise_kind,
                 noise_scale=config.noise_scale,
+                rank_V=self.vocabulary_rank,
             )
         finally:
             self.train(was_training)

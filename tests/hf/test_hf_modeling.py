@@ -304,6 +304,7 @@ def test_configuration_and_architecture_are_one_to_one():
         rope_base=500.0,
         layer_norm_eps=1e-6,
         initializer_range=0.01,
+        sampler="coupled_argmax",
     )
     config = config_from_architecture(architecture, tokenizer_fingerprint="abc", bos_token_id=1)
     assert architecture_from_config(config) == architecture
@@ -320,6 +321,8 @@ def test_configuration_and_architecture_are_one_to_one():
         {"mask_token_id": 31},
         {"noise_kind": "cauchy"},
         {"noise_fourier": 2, "noise_dim": 1},
+        {"sampler": "beam"},
+        {"sampler": "coupled", "noise_dim": 1},
     ],
 )
 def test_impossible_configuration_is_refused(network, changes):
