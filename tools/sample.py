@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from imdm_scale.data.tokenizer import holds_tokenizer, load_tokenizer
+from imdm_scale.diffusion.sampler import SAMPLERS
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import load_folder
 
@@ -42,6 +43,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--greedy-last-step", action="store_true", help="take the likeliest tokens in the last step"
     )
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="where the randomness comes from (default: as the model was trained)",
+    )
     return parser.parse_args(argv)
 
 
@@ -70,6 +76,7 @@ def write_texts(arguments: argparse.Namespace) -> list[str]:
             top_p=arguments.top_p,
             fixed_noise=arguments.fixed_noise,
             greedy_last_step=arguments.greedy_last_step,
+            sampler=arguments.sampler,
         )
     except ValueError as error:
         raise UserError(f"these texts cannot be sampled: {error}.") from None

@@ -6,15 +6,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
+from torch import Tensor
 
 from imdm_scale.data.place import Place
 from imdm_scale.data.tokenizer import Tokenizer
-from imdm_scale.hf.export import config_from_architecture, save_folder
+from imdm_scale.hf.export import RANKS, config_from_architecture, save_folder
 from imdm_scale.parallel.engine import Student
 from imdm_scale.parallel.shards import whole_weights
 
 
-def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Place | None = None) -> None:
+def export_model(
+    student: Student,
+    tokenizer: Tokenizer,
+    folder: Path,
+    place: Place | None = None,
+    *,
+    vocabulary_order: str = "identity",
+    rank_V: Tensor | None = None,
+) -> None:
     """Write the network's present weights, its code and its tokenizer. Collective over the student's ranks.
 
     The first of them writes.
@@ -24,6 +33,8 @@ def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Pl
         tokenizer: what its ids mean.
         folder: where to; an earlier export there is replaced.
         place: where the run stands in its data, which is written beside the weights; None writes none.
+        vocabulary_order, rank_V: name and ranks of the order in which the model draws its tokens
+            (`diffusion/vocabulary_order.py`); None is the order of ids, "identity".
 
     Raises:
         UserError: on the rank that writes, where the disk refuses; what was saved before is untouched.
@@ -34,11 +45,14 @@ def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Pl
     is_writer = dist.get_rank() == layout.ranks[0]
     weights = {name: whole.cpu() for name, whole in tensors if is_writer}
     if is_writer:
+        if rank_V is not None:
+            weights[RANKS] = rank_V
         config = config_from_architecture(
             student.architecture,
             tokenizer_fingerprint=tokenizer.fingerprint,
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
+            vocabulary_order=vocabulary_order,
         )
         with TemporaryDirectory() as scratch:
             tokenizer.save(Path(scratch))

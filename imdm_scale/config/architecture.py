@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from imdm_scale.config.tree import Config
 from imdm_scale.errors import UserError
@@ -34,6 +35,9 @@ class Architecture:
     """Law of e: `uniform` on [-scale, scale], or `normal` with standard deviation scale."""
     noise_scale: float = 1.0
     """Scale of the noise."""
+    noise_fourier: int = 0
+    """Number K of frequencies of the Fourier features (`imdm_scale.diffusion.fourier`) that the mask embedding reads
+    beside the noise itself; above 0 needs a noise_dim of at least 2."""
     dropout: float = 0.0
     """Probability of dropping an element of a residual branch in training."""
     qk_norm: bool = False
@@ -46,6 +50,8 @@ class Architecture:
     """Added to the variance in every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of the normal initialisation of the linear layers."""
+    sampler: str = "ancestral"
+    """How the network was trained to be sampled, one of `imdm_scale.diffusion.sampler.SAMPLERS`."""
 
     @property
     def head_dim(self) -> int:
@@ -57,11 +63,17 @@ class Architecture:
         """Width of the MLP's hidden layer, and of the mask embedding's."""
         return 4 * self.hidden_size
 
+    @property
+    def num_noise_features(self) -> int:
+        """Number of Fourier features of the noise: a sine and a cosine of two coordinates at each frequency."""
+        return 4 * self.noise_fourier
+
     def num_parameters(self) -> int:
         """Exact number of trainable parameters of the unpadded network."""
         d, v = self.hidden_size, self.vocab_size
         block = 4 * d + 4 * d * d + 8 * d * d + 5 * d + (4 * self.head_dim if self.qk_norm else 0)
-        mask_embedding = self.noise_dim * 4 * d + 4 * d + 4 * d * d if self.noise_dim else 0
+        noise_width = self.noise_dim + self.num_noise_features
+        mask_embedding = noise_width * 4 * d + 4 * d + 4 * d * d if self.noise_dim else 0
         return v * d + mask_embedding + self.num_layers * block + 2 * d + v * d + v
 
 
@@ -95,7 +107,7 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         UserError: no size has the name `model.size`.
     """
     model = config.model
-    shape = size_named(model.size)
+    shape: dict[str, Any] = {**size_named(model.size)}
     for name in shape:
         given = getattr(model, name)
         if given is not None:
@@ -106,6 +118,7 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         length=model.length,
         noise_kind=model.noise_kind,
         noise_scale=model.noise_scale,
+        noise_fourier=model.noise_fourier,
         dropout=model.dropout,
         qk_norm=model.qk_norm,
         attention_softcap=model.attention_softcap,

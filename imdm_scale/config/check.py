@@ -97,6 +97,12 @@ def _check_network(config: Config) -> None:
             f"model.hidden_size {hidden} over model.num_heads {heads} gives heads of width "
             f"{hidden / heads:g}, but the rotary embedding needs an even whole number; {remedy}."
         )
+    if shape.noise_fourier and shape.noise_dim < 2:
+        raise UserError(
+            f"model.noise_fourier is {shape.noise_fourier}, but model.noise_dim is {shape.noise_dim}, and the Fourier "
+            "features are those of the noise's first two dimensions (which token, and when); set model.noise_dim to "
+            "2 or more, or model.noise_fourier=0."
+        )
 
 
 def _check_batches(config: Config, role: RoleLayout) -> None:

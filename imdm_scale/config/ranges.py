@@ -68,6 +68,7 @@ RANGES: dict[str, Range | OneOf] = {
     "model.dropout": BELOW_ONE,
     "model.noise_dim": NOT_NEGATIVE,
     "model.noise_scale": POSITIVE,
+    "model.noise_fourier": NOT_NEGATIVE,
     "model.attention_softcap": NOT_NEGATIVE,
     "model.hidden_size": COUNT,
     "model.num_layers": COUNT,

@@ -65,6 +65,8 @@ class ModelConfig:
     """Law of the noise: uniform on [-noise_scale, noise_scale], or normal with that standard deviation."""
     noise_scale: float = 1.0
     """Scale of the noise."""
+    noise_fourier: int = 0
+    """Frequencies at which the network also reads the noise's first two dimensions; 16 lets it read coupled noise."""
     qk_norm: bool = False
     """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
     attention_softcap: float = 0.0

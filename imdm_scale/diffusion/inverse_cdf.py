@@ -26,6 +26,9 @@ WEIGHT_BITS = 44
 """The likeliest token's weight is 2^44, so that a vocabulary of up to 2^18 sums to at most 2^62. A constant,
 since the same token must come out however the vocabulary is cut."""
 
+RANK_BITS = 18
+"""Places in an order of the vocabulary lie below 2^18, as ids do."""
+
 MAX_ELEMENTS = 2**24
 """Weights held at a time: 128 MiB for each of a few temporaries."""
 
@@ -38,8 +41,9 @@ def inverse_cdf(
     temperature: float = 1.0,
     top_p: float = 1.0,
     vocabulary: Vocabulary = WHOLE,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
-    """The first id, in the order of ids, whose cumulative weight exceeds u times the total.
+    """The first id, in the order of ids or another, whose cumulative weight exceeds u times the total.
 
     Collective over the shards of the vocabulary, which must have equal widths and the same u.
 
@@ -49,14 +53,17 @@ def inverse_cdf(
         temperature: > 0; divides the logits.
         top_p: in (0, 1]; nucleus, applied after the temperature. 1 keeps everything.
         vocabulary: how the columns of the logits map to token ids; at most 2^18 in all.
+        rank_V: int64 place of each of these columns in the order (`vocabulary_order.py`): over all shards different
+            numbers in [0, 2^18). None is the order of ids.
 
     Returns:
         int64 (N,), the same on all shards; never an id of weight zero. A row with a NaN gives some id of the
         vocabulary: that a network has diverged shows in its loss, not as an index out of range.
     """
     rows = max(1, MAX_ELEMENTS // logits_NV.shape[-1])
+    order = None if rank_V is None else rank_V.to(logits_NV.device).sort()
     ids = [
-        _inverse_cdf(logits_RV, u_R, temperature, top_p, vocabulary)
+        _inverse_cdf(logits_RV, u_R, temperature, top_p, vocabulary, order)
         for logits_RV, u_R in zip(logits_NV.split(rows), u_N.split(rows), strict=True)
     ]
     return torch.cat(ids)
@@ -72,17 +79,52 @@ def argmax(logits_NV: Tensor, vocabulary: Vocabulary = WHOLE) -> Tensor:
 
 
 def _inverse_cdf(
-    logits_RV: Tensor, u_R: Tensor, temperature: float, top_p: float, vocabulary: Vocabulary
+    logits_RV: Tensor,
+    u_R: Tensor,
+    temperature: float,
+    top_p: float,
+    vocabulary: Vocabulary,
+    order: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     weight_RV = integer_weights(logits_RV, temperature, vocabulary)
     if top_p < 1.0:
         weight_RV = keep_nucleus(weight_RV, top_p, vocabulary)
+    if order is not None:
+        weight_RV = weight_RV[:, order[1]]
     cdf_RV = weight_RV.cumsum(-1)
     total_R = vocabulary.sum(cdf_RV[:, -1:])
     threshold_R = torch.minimum((u_R * total_R).long(), total_R - 1)
+    if order is not None:
+        return _first_above(cdf_RV, threshold_R, vocabulary, *order)
     threshold_R -= vocabulary.exclusive_sum(cdf_RV[:, -1])
     not_above_R1 = torch.searchsorted(cdf_RV, threshold_R[:, None], right=True)
     return vocabulary.sum(not_above_R1)
+
+
+def _first_above(
+    cdf_RV: Tensor, threshold_R: Tensor, vocabulary: Vocabulary, rank_V: Tensor, column_V: Tensor
+) -> Tensor:
+    """The id at which the cumulative weight of an order that runs across the shards first exceeds a threshold.
+
+    Args:
+        cdf_RV: cumulative weights of this shard's columns, in the order.
+        rank_V, column_V: places, ascending, and columns of this shard in the order.
+    """
+    mass_RW = pad(cdf_RV, (1, 0))
+
+    def mass_before(rank_R: Tensor) -> Tensor:
+        """Mass over all shards of the tokens with a smaller rank."""
+        return vocabulary.sum(mass_RW.gather(-1, torch.searchsorted(rank_V, rank_R)[:, None]))
+
+    # From its highest bit down the largest rank before which no more than the threshold lies: the token's own.
+    rank_R = torch.zeros_like(threshold_R)
+    for bit in reversed(range(RANK_BITS)):
+        raised_R = rank_R + 2**bit
+        rank_R = raised_R.where(mass_before(raised_R) <= threshold_R, rank_R)
+
+    place_R = torch.searchsorted(rank_V, rank_R).clamp(max=len(rank_V) - 1)
+    id_R = (vocabulary.first_id + column_V[place_R]).where(rank_V[place_R] == rank_R, 0)
+    return vocabulary.sum(id_R[:, None])
 
 
 def integer_weights(logits_NV: Tensor, temperature: float = 1.0, vocabulary: Vocabulary = WHOLE) -> Tensor:

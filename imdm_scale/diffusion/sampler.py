@@ -11,12 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .coupling import coordinates, noise_of_masked, trajectory
 from .inverse_cdf import argmax, inverse_cdf
 from .likelihood import forbid_mask
 from .noise import Purpose, mask_noise, uniform
 from .posterior import reverse_masses
 from .schedule import alpha
 from .vocabulary import WHOLE, Vocabulary
+
+SAMPLERS = ("ancestral", "coupled", "coupled_argmax")
+"""Ancestral sampling draws its own uniforms; the coupled samplers read them from the noise e (`coupling.py`), so
+that the text is a function of e. Where a network was trained to know the token from e, `coupled_argmax` takes its
+most likely one."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,14 @@ class SamplerSettings:
     greedy_last_step: bool = False
     """Take the most likely token in the last step instead of drawing one."""
     fixed_noise: bool = False
-    """Keep e over the whole trajectory, instead of redrawing it where the posterior resets it."""
+    """Keep e over the whole trajectory, instead of redrawing it where the posterior resets it. The coupled samplers
+    always do."""
+    sampler: str = "ancestral"
+    """One of `SAMPLERS`."""
 
     def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"the sampler is {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}; it must be at least 1")
         if not self.temperature > 0.0:
@@ -60,18 +71,20 @@ def sample_by(
     noise_scale: float = 1.0,
     start_time: float | Tensor = 1.0,
 ) -> Tensor:
-    """Fill the masked positions of x_t by ancestral sampling (IMDM, arXiv 2605.10518).
+    """Fill the masked positions of x_t, by ancestral (IMDM, arXiv 2605.10518) or coupled sampling.
 
-    The grid is t_i = start_time * (1 - i / num_steps). Step i reveals, keeps or resets each masked position
-    by the three-way posterior from t_i to t_{i+1}; the last step reveals all. With a single step nothing is
-    ever reset. Each draw is counter-based, so a sample depends on its id, not on its batch.
+    The grid is t_i = start_time * (1 - i / num_steps). Step i of ancestral sampling reveals, keeps or resets each
+    masked position by the three-way posterior from t_i to t_{i+1}; the last step reveals all. With a single step
+    nothing is ever reset. A coupled sampler draws e once, as ancestral sampling draws its first one, given that
+    the positions are masked at start_time, and then follows `coupling.trajectory`. Each draw is counter-based, so
+    a sample depends on its id, not on its batch.
 
     Args:
         draw: (x_BL, noise_BLD, positions_N, u_N, greedy) -> ids_N, the tokens of the row-major flat positions
             of (B, L) that a step reveals, from one float64 uniform each, or the most likely ones if `greedy`
             (as `draw_tokens` does from their logits), on every process the same. Called exactly `num_steps`
             times on each, perhaps with no position at all, so that a network cut over processes stays in
-            step. D may be 0.
+            step. D may be 0, but not below 2 for a coupled sampler.
         x_t_BL: int64; positions that are not `mask_id` are carried over unchanged, wherever they are.
         settings: the temperature and the nucleus are for `draw` to heed.
         seed, sample_ids_B: name the draws.
@@ -81,7 +94,7 @@ def sample_by(
         int64 (B, L) without masks.
 
     Raises:
-        ValueError: a start time outside (0, 1], or an unknown `noise_kind`.
+        ValueError: a start time outside (0, 1], an unknown `noise_kind`, or too little noise to couple.
     """
     start_B = torch.as_tensor(start_time, dtype=torch.float64, device=x_t_BL.device).expand(x_t_BL.shape[0])
     if not bool(((start_B > 0.0) & (start_B <= 1.0)).all()):
@@ -97,6 +110,19 @@ def sample_by(
 
     x_BL = x_t_BL
     noise_BLD = fresh_noise(0)
+    if settings.sampler != "ancestral":
+        greedy = [settings.sampler == "coupled_argmax"] * num_steps
+        greedy[-1] |= settings.greedy_last_step
+        greedy_steps = iter(greedy)
+        coupled_BLD = noise_of_masked(noise_BLD, start_B, noise_kind, noise_scale)
+        return trajectory(
+            lambda x_BL, positions_N, u_N: draw(x_BL, coupled_BLD, positions_N, u_N, next(greedy_steps)),
+            x_BL,
+            coordinates(coupled_BLD, noise_kind, noise_scale),
+            start_B,
+            num_steps,
+            mask_id=mask_id,
+        )
     for i in range(num_steps):
         last = i == num_steps - 1
         t_B1 = start_B[:, None] * (1.0 - i / num_steps)
@@ -126,6 +152,7 @@ def draw_tokens(
     top_p: float = 1.0,
     greedy: bool = False,
     vocabulary: Vocabulary = WHOLE,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
     """The tokens of the positions with these raw logits: int64 (N,), the same on all shards, never the mask.
 
@@ -134,11 +161,14 @@ def draw_tokens(
     Args:
         u_N: float64 uniforms in [0, 1).
         greedy: take the most likely tokens instead; uniforms, temperature and nucleus then have no effect.
+        rank_V: int64 places of these columns in the order of the vocabulary; None is the order of ids.
     """
     logits_NV = forbid_mask(logits_NV, mask_id, vocabulary)
     if greedy:
         return argmax(logits_NV, vocabulary)
-    return inverse_cdf(logits_NV, u_N, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+    return inverse_cdf(
+        logits_NV, u_N, temperature=temperature, top_p=top_p, vocabulary=vocabulary, rank_V=rank_V
+    )
 
 
 def sample(
@@ -153,12 +183,14 @@ def sample(
     noise_kind: str = "uniform",
     noise_scale: float = 1.0,
     start_time: float | Tensor = 1.0,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
     """`sample_by` with a network that is whole on one process.
 
     Args:
-        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times. The other arguments,
-            the result and the errors are those of `sample_by`.
+        predict: (x_BL, noise_BLD) -> raw logits_BLV; called exactly `num_steps` times.
+        rank_V: int64 places of the tokens in the order of the vocabulary; None is the order of ids. The other
+            arguments, the result and the errors are those of `sample_by`.
     """
 
     def draw(x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor, u_N: Tensor, greedy: bool) -> Tensor:
@@ -170,6 +202,7 @@ def sample(
             temperature=settings.temperature,
             top_p=settings.top_p,
             greedy=greedy,
+            rank_V=rank_V,
         )
 
     return sample_by(

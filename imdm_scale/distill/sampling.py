@@ -1,9 +1,11 @@
 """Texts sampled by a network that is spread over ranks, and its likelihood bound on held-out text.
 
-Shapes: B batch, L positions, N masked positions, S samples.
+Shapes: B batch, L positions, N masked positions, S samples, V vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,17 +23,31 @@ from imdm_scale.parallel.engine import ModelEngine
 
 
 def sample_texts(
-    model: ModelEngine, settings: SamplerSettings, num_samples: int, batch_size: int, seed: int, bos_id: int
+    model: ModelEngine,
+    settings: SamplerSettings,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    bos_id: int,
+    *,
+    sampler: str | None = None,
+    rank_V: Tensor | None = None,
 ) -> Tensor:
     """Token ids (S, L) of unconditional samples, the same for every number of ranks.
 
     Blocks of text begin with BOS, which is given; all else starts masked. Collective: data-parallel ranks
     sample different texts, in equally many batches, because partitioned weights are gathered in step.
 
+    Args:
+        settings: how to sample, but for the sampler.
+        sampler: one of `SAMPLERS`; None takes the architecture's, for which the network was trained.
+        rank_V: int64 places of the tokens in the order in which they are drawn; None is the order of ids.
+
     Returns:
         int64 on the CPU, the same on every rank of the network.
     """
     architecture, dp_size = model.architecture, model.groups.dp_size
+    settings = replace(settings, sampler=architecture.sampler if sampler is None else sampler)
     num_batches = -(-num_samples // (batch_size * dp_size))
     first = model.groups.dp_rank * num_batches * batch_size
     texts = []
@@ -45,6 +61,7 @@ def sample_texts(
             temperature=settings.temperature,
             top_p=settings.top_p,
             greedy=greedy,
+            rank_V=rank_V,
         )
 
     with model.evaluating():

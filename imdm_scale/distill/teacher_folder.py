@@ -12,8 +12,17 @@ from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
 from imdm_scale.hf.export import CONFIG_FILE, architecture_from_config
 
-FREE_TO_DIFFER = ("length", "noise_dim", "noise_kind", "noise_scale", "dropout", "initializer_range")
-"""A run may choose these anew: no weight of the plain network depends on them."""
+FREE_TO_DIFFER = (
+    "length",
+    "noise_dim",
+    "noise_kind",
+    "noise_scale",
+    "dropout",
+    "initializer_range",
+    "sampler",
+)
+"""A run may choose these anew: no weight of the plain network depends on them. Nor on Fourier features, where the
+model has none."""
 
 
 def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: Tokenizer) -> None:
@@ -39,9 +48,10 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
             "choose a teacher of this tokenizer."
         )
     theirs = architecture_from_config(config)
+    free = FREE_TO_DIFFER if theirs.noise_fourier else (*FREE_TO_DIFFER, "noise_fourier")
     for field in dataclasses.fields(Architecture):
         seen, wanted = getattr(theirs, field.name), getattr(architecture, field.name)
-        if field.name not in FREE_TO_DIFFER and seen != wanted:
+        if field.name not in free and seen != wanted:
             raise UserError(
                 f"{field.name} is {seen} in {folder / 'config.json'} but {wanted} in this run, and the student "
                 "starts as its teacher's copy; set model.* (or tokenizer.path) to match, or choose another folder."

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..diffusion.sampler import SAMPLERS
+
 
 class ImdmConfig(PreTrainedConfig):
     """Configuration of `ImdmForMaskedLM`.
@@ -33,12 +35,18 @@ class ImdmConfig(PreTrainedConfig):
     noise_dim: int = 2048
     noise_kind: str = "uniform"
     noise_scale: float = 1.0
+    noise_fourier: int = 0
     dropout: float = 0.0
     qk_norm: bool = False
     attention_softcap: float = 0.0
     rope_base: float = 10000.0
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+
+    sampler: str = "ancestral"
+    vocabulary_order: str = "identity"
+    """Order of the tokens in which an inverse CDF draws them: identity is that of ids; the ranks of any other are
+    stored with the weights."""
 
     tokenizer_fingerprint: str | None = None
     """Hash of the tokenizer's ids, so that a wrong tokenizer is noticed; None where it is unknown."""
@@ -58,5 +66,13 @@ class ImdmConfig(PreTrainedConfig):
             raise ValueError(f"mask_token_id {self.mask_token_id} is outside [0, {self.vocab_size})")
         if self.noise_kind not in ("uniform", "normal"):
             raise ValueError(f"noise_kind {self.noise_kind!r} is neither 'uniform' nor 'normal'")
+        if self.noise_fourier and self.noise_dim < 2:
+            raise ValueError(
+                f"noise_fourier {self.noise_fourier} needs a noise_dim of at least 2, not {self.noise_dim}"
+            )
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
+        if self.sampler != "ancestral" and self.noise_dim < 2:
+            raise ValueError(f"sampler {self.sampler} needs a noise_dim of at least 2, not {self.noise_dim}")
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is True, but the head has a weight of its own")

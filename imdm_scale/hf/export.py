@@ -29,6 +29,8 @@ from .modeling_imdm import ImdmForMaskedLM
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+RANKS = "vocabulary_rank"
+"""Name of the ranks of the vocabulary among the tensors; absent where the order is that of ids."""
 AUTO_MAP = {
     "AutoConfig": "configuration_imdm.ImdmConfig",
     "AutoModelForMaskedLM": "modeling_imdm.ImdmForMaskedLM",
@@ -43,14 +45,17 @@ def config_from_architecture(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
+    vocabulary_order: str = "identity",
 ) -> ImdmConfig:
-    """The transformers configuration of a network, with what a folder says of its tokenizer."""
+    """The transformers configuration of a network, with what a folder says of its tokenizer and of the order in
+    which its tokens are drawn."""
     return ImdmConfig(
         **{field.name: getattr(architecture, field.name) for field in fields(Architecture)},
         tokenizer_fingerprint=tokenizer_fingerprint,
         bos_token_id=bos_token_id,
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
+        vocabulary_order=vocabulary_order,
     )
 
 
@@ -102,7 +107,7 @@ def save_folder(
         config: its configuration, the tokenizer's special ids included.
         out_dir: the folder to write; its parents are made.
         tokenizer_files: files copied into the folder under their own names.
-        dtype: type to store the weights in; None keeps each tensor's.
+        dtype: type to store the weights in; None keeps each tensor's, as integers always are.
 
     Returns:
         `out_dir` as a path.
@@ -115,10 +120,10 @@ def save_folder(
     if isinstance(model_or_state_dict, ImdmForMaskedLM):
         model_or_state_dict = model_or_state_dict.state_dict()
     check_tensors(model_or_state_dict, config)
-    tensors = {
-        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
-        for name, tensor in model_or_state_dict.items()
-    }
+    tensors = {}
+    for name, tensor in model_or_state_dict.items():
+        stored = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+        tensors[name] = tensor.detach().to(device="cpu", dtype=stored).contiguous()
     config = copy.deepcopy(config)
     config.auto_map = AUTO_MAP
     config.architectures = [ImdmForMaskedLM.__name__]

@@ -1,6 +1,6 @@
 """The layers of the IMDM in plain torch. This file travels with exported checkpoints.
 
-Shapes: B batch, L length, D noise dimensions, H hidden width, A heads, K width of a head.
+Shapes: B batch, L length, D noise dimensions, F inner width, H hidden width, A heads, K width of a head.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..diffusion.fourier import FEATURES_PER_FREQUENCY, fourier_features
 from .configuration_imdm import ImdmConfig
 
 
@@ -38,19 +39,31 @@ def rotate(x_BALK: Tensor, cos_LK: Tensor, sin_LK: Tensor) -> Tensor:
 
 
 class MaskEmbedding(nn.Module):
-    """g(e): what a masked position's noise adds to the mask token's embedding.
+    """g(e) = W2 GELU(W1 e + Wf f(e) + b1): what a masked position's noise adds to the mask token's embedding.
 
-    The last layer has no bias, since the mask token's embedding serves as one.
+    f are the noise's Fourier features, if the network has any. The last layer has no bias, since the mask
+    token's embedding serves as one.
     """
 
     def __init__(self, config: ImdmConfig) -> None:
         super().__init__()
         self.dense_in = nn.Linear(config.noise_dim, 4 * config.hidden_size)
         self.dense_out = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
+        self.noise_law = (config.noise_kind, config.noise_scale)
+        self.num_frequencies = config.noise_fourier
+        self.dense_fourier = None
+        if config.noise_fourier:
+            num_features = FEATURES_PER_FREQUENCY * config.noise_fourier
+            self.dense_fourier = nn.Linear(num_features, 4 * config.hidden_size, bias=False)
 
     def forward(self, noise_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, H)."""
-        return self.dense_out(F.gelu(self.dense_in(noise_BLD)))
+        """(B, L, D) float32 -> (B, L, H) in the weights' type."""
+        dtype = self.dense_in.weight.dtype
+        inner_BLF = self.dense_in(noise_BLD.to(dtype))
+        if self.dense_fourier is not None:
+            features_BLK = fourier_features(noise_BLD, self.num_frequencies, *self.noise_law)
+            inner_BLF = inner_BLF + self.dense_fourier(features_BLK.to(dtype))
+        return self.dense_out(F.gelu(inner_BLF))
 
 
 class Attention(nn.Module):

@@ -29,7 +29,8 @@ class ImdmForMaskedLM(PreTrainedModel):
     """Infinite Mask Diffusion Model; with `noise_dim` 0 a plain masked diffusion model.
 
     A fresh model's mask embedding is zero, so it is the masked diffusion model bit for bit until it is
-    trained.
+    trained. `vocabulary_rank`, int64 (V,), is each token's place in the order in which an inverse CDF draws
+    them, None where that is the order of ids.
     """
 
     config_class = ImdmConfig
@@ -44,6 +45,8 @@ class ImdmForMaskedLM(PreTrainedModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        ranked = config.vocabulary_order != "identity"
+        self.register_buffer("vocabulary_rank", torch.arange(config.vocab_size) if ranked else None)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -57,7 +60,10 @@ class ImdmForMaskedLM(PreTrainedModel):
         if self.mask_embedding is not None and module is self.mask_embedding.dense_in:
             init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             init.zeros_(module.bias)
-        elif self.mask_embedding is not None and module is self.mask_embedding.dense_out:
+        elif self.mask_embedding is not None and module in (
+            self.mask_embedding.dense_out,
+            self.mask_embedding.dense_fourier,
+        ):
             init.zeros_(module.weight)
         elif module is self.head:
             init.zeros_(module.weight)
@@ -74,13 +80,13 @@ class ImdmForMaskedLM(PreTrainedModel):
             init.zeros_(module.bias)
 
     def draw_mask_noise(self, batch: int, length: int) -> Tensor:
-        """Noise e, (batch, length, noise_dim) in the weights' type, from torch's generator."""
+        """Noise e, (batch, length, noise_dim) float32, from torch's generator."""
         shape = (batch, length, self.config.noise_dim)
-        weight = self.token_embedding.weight
+        device = self.token_embedding.weight.device
         if self.config.noise_kind == "uniform":
-            noise_BLD = 2 * torch.rand(shape, dtype=weight.dtype, device=weight.device) - 1
+            noise_BLD = 2 * torch.rand(shape, dtype=torch.float32, device=device) - 1
         else:
-            noise_BLD = torch.randn(shape, dtype=weight.dtype, device=weight.device)
+            noise_BLD = torch.randn(shape, dtype=torch.float32, device=device)
         return self.config.noise_scale * noise_BLD
 
     def forward(
@@ -95,7 +101,7 @@ class ImdmForMaskedLM(PreTrainedModel):
         Args:
             input_ids: (B, L) integer; the mask token stands where a token is to be predicted.
             mask_noise: (B, L, D) float, read at the masked positions only; None draws it afresh from torch's
-                generator.
+                generator. In float32 also where the weights are narrower: its Fourier features need the digits.
             attention_mask: (B, L), 1 (or True) for the positions that may be attended to; None for all. Every
                 row needs one.
             labels: (B, L) integer token ids, -100 where no loss is taken.
@@ -119,7 +125,7 @@ class ImdmForMaskedLM(PreTrainedModel):
                     f"expected {(batch, length, self.config.noise_dim)}"
                 )
             masked_BL1 = (input_ids == self.config.mask_token_id).unsqueeze(-1)
-            g_BLH = self.mask_embedding(mask_noise.to(self.mask_embedding.dense_in.weight.dtype))
+            g_BLH = self.mask_embedding(mask_noise)
             x_BLH = torch.where(masked_BL1, x_BLH + g_BLH, x_BLH)
 
         head_dim = self.config.hidden_size // self.config.num_heads
@@ -146,6 +152,7 @@ class ImdmForMaskedLM(PreTrainedModel):
         top_p: float = 1.0,
         fixed_noise: bool = False,
         greedy_last_step: bool = False,
+        sampler: str | None = None,
     ) -> Tensor:
         """Sample token ids in `num_steps` evaluations of the network, in evaluation mode, without gradient.
 
@@ -165,6 +172,8 @@ class ImdmForMaskedLM(PreTrainedModel):
             fixed_noise: keep the masks' noise over the whole trajectory; False redraws it where the reverse
                 posterior resets it.
             greedy_last_step: take the most likely token in the last step.
+            sampler: "ancestral", "coupled" or "coupled_argmax" (`SAMPLERS`); None takes the config's, for which
+                the network was trained.
 
         Returns:
             (num_samples, length) int64 token ids on the model's device.
@@ -180,6 +189,7 @@ class ImdmForMaskedLM(PreTrainedModel):
             top_p=top_p,
             greedy_last_step=greedy_last_step,
             fixed_noise=fixed_noise,
+            sampler=config.sampler if sampler is None else sampler,
         )
         x_BL = torch.full(
             (num_samples, config.length if length is None else length),
@@ -212,6 +222,7 @@ class ImdmForMaskedLM(PreTrainedModel):
                 noise_dim=config.noise_dim,
                 noise_kind=config.noise_kind,
                 noise_scale=config.noise_scale,
+                rank_V=self.vocabulary_rank,
             )
         finally:
             self.train(was_training)

@@ -1,6 +1,7 @@
 """The input of a position: its token's embedding, plus the embedded noise where it is masked.
 
-Shapes: B batch, L positions, S those of them that this rank keeps, D noise dimensions, N masked positions, H width.
+Shapes: B batch, L positions, S those of them that this rank keeps, D noise dimensions, N masked positions,
+K Fourier features, F inner width, H width.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.diffusion.fourier import fourier_features
 from imdm_scale.model.placement import padded_vocab_size
 
 
 class MaskEmbedding(MegatronModule):
-    """g(e) = W2 GELU_erf(W1 e + b1), the embedding of a mask's noise (IMDM, arXiv 2605.10518).
+    """g(e) = W2 GELU_erf(W1 e + Wf f(e) + b1), the embedding of a mask's noise (IMDM, arXiv 2605.10518; f are the
+    Fourier features of noise coupling, if the network has any).
 
-    W2 starts at zero, so that a fresh IMDM is the masked diffusion model whose weights it took, bit for bit.
+    W2 starts at zero, so that a fresh IMDM is the masked diffusion model whose weights it took, bit for bit. So
+    does Wf: what a network without features computes, it still computes with them.
     """
 
     def __init__(
@@ -50,10 +54,27 @@ class MaskEmbedding(MegatronModule):
             skip_bias_add=False,
             tp_group=groups.tp,
         )
+        self.noise_law = (architecture.noise_kind, architecture.noise_scale)
+        self.num_frequencies = architecture.noise_fourier
+        self.dense_fourier = None
+        if architecture.noise_fourier:
+            self.dense_fourier = ColumnParallelLinear(
+                architecture.num_noise_features,
+                inner,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                gather_output=False,
+                tp_group=groups.tp,
+            )
 
     def forward(self, noise_ND: Tensor) -> Tensor:
-        """Embedding (N, H) of the noise of N masked positions."""
-        inner_NF, _ = self.dense_in(noise_ND)
+        """Embedding (N, H), in the weights' type, of the float32 noise of N masked positions."""
+        dtype = self.config.params_dtype
+        inner_NF, _ = self.dense_in(noise_ND.to(dtype))
+        if self.dense_fourier is not None:
+            features_NK = fourier_features(noise_ND, self.num_frequencies, *self.noise_law)
+            inner_NF = inner_NF + self.dense_fourier(features_NK.to(dtype))[0]
         return self.dense_out(F.gelu(inner_NF))[0]
 
 
@@ -93,8 +114,8 @@ class InputEmbedding(MegatronModule):
         hidden_BLH = self.token_embedding(input_ids_BL)
         if self.mask_embedding is not None:
             masked = (input_ids_BL == self.mask_token_id).nonzero(as_tuple=True)
-            noise_ND = mask_noise_BLD[masked].to(hidden_BLH.dtype)
-            hidden_BLH = hidden_BLH.index_put(masked, self.mask_embedding(noise_ND), accumulate=True)
+            g_NH = self.mask_embedding(mask_noise_BLD[masked])
+            hidden_BLH = hidden_BLH.index_put(masked, g_NH, accumulate=True)
         hidden_LBH = hidden_BLH.transpose(0, 1).contiguous()
         if not self.sequence_parallel:
             return hidden_LBH

@@ -40,6 +40,7 @@ _OTHER_NAMES = {
     "embedding.mask_embedding.dense_in.weight": ("mask_embedding.dense_in.weight", 0),
     "embedding.mask_embedding.dense_in.bias": ("mask_embedding.dense_in.bias", 0),
     "embedding.mask_embedding.dense_out.weight": ("mask_embedding.dense_out.weight", 1),
+    "embedding.mask_embedding.dense_fourier.weight": ("mask_embedding.dense_fourier.weight", 0),
     "decoder.final_layernorm.weight": ("final_norm.weight", None),
     "decoder.final_layernorm.bias": ("final_norm.bias", None),
     "head.weight": ("head.weight", 0),
@@ -47,6 +48,7 @@ _OTHER_NAMES = {
 }
 PARTS = ("token_embedding", "mask_embedding", "attention", "mlp", "norm", "head")
 """The parts of a network of which gradients are reported."""
+_INITIALLY_ZERO = ("head.weight", "mask_embedding.dense_out.weight", "mask_embedding.dense_fourier.weight")
 _VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
 
 
@@ -108,6 +110,8 @@ def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes["mask_embedding.dense_in.weight"] = (f, d)
         shapes["mask_embedding.dense_in.bias"] = (f,)
         shapes["mask_embedding.dense_out.weight"] = (h, f)
+    if architecture.noise_fourier:
+        shapes["mask_embedding.dense_fourier.weight"] = (f, architecture.num_noise_features)
     for i in range(architecture.num_layers):
         block: dict[str, tuple[int, ...]] = {"norm1.weight": (h,), "norm1.bias": (h,)}
         block["attention.qkv.weight"] = (3 * h, h)
@@ -131,12 +135,13 @@ def initial_weight(name: str, shape: tuple[int, ...], architecture: Architecture
 
     The laws are the IMDM reference's: linears N(0, initializer_range); token embedding uniform on
     +-1/sqrt(H); the noise's first layer a normal of standard deviation .02 cut at two of them; the noise's
-    second layer, the head and all biases zero; norms one.
+    second layer, the layer of its Fourier features (which the reference has not), the head and all biases zero;
+    norms one.
 
     Returns:
         float32 tensor of `shape`.
     """
-    if name.endswith("bias") or name in ("head.weight", "mask_embedding.dense_out.weight"):
+    if name.endswith("bias") or name in _INITIALLY_ZERO:
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)

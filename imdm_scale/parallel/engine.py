@@ -1,6 +1,7 @@
 """The student and the teacher, each one network in one DeepSpeed engine.
 
-Shapes: B batch, L positions, D noise dimensions, N selected positions, H width, V one shard of the vocabulary.
+Shapes: B batch, L positions, D noise dimensions, N selected positions, H width, V the vocabulary or one
+shard of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.diffusion.sampler import draw_tokens
+from imdm_scale.diffusion.vocabulary_order import shard_of_ranks
 from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
 from imdm_scale.model.vocabulary import ShardedVocabulary
@@ -108,6 +110,7 @@ class ModelEngine(ABC):
         temperature: float = 1.0,
         top_p: float = 1.0,
         greedy: bool = False,
+        rank_V: Tensor | None = None,
     ) -> Tensor:
         """Token ids (N,) by inverse CDF over the shards of the vocabulary, the same on all of them.
 
@@ -115,7 +118,11 @@ class ModelEngine(ABC):
             logits_NV: raw; the mask id is not drawn.
             u_N: float64 uniforms in [0, 1).
             greedy: take the likeliest token instead.
+            rank_V: places of all tokens, those of other shards too, in the order in which they are drawn; None is
+                the order of ids.
         """
+        if rank_V is not None:
+            rank_V = shard_of_ranks(rank_V.to(self.device), self.vocabulary.first_id, logits_NV.size(-1))
         return draw_tokens(
             logits_NV,
             u_N.to(self.device),
@@ -124,6 +131,7 @@ class ModelEngine(ABC):
             top_p=top_p,
             greedy=greedy,
             vocabulary=self.vocabulary,
+            rank_V=rank_V,
         )
 
     def tokens(
@@ -136,11 +144,12 @@ class ModelEngine(ABC):
         temperature: float = 1.0,
         top_p: float = 1.0,
         greedy: bool = False,
+        rank_V: Tensor | None = None,
     ) -> Tensor:
         """A token for every selected position, (N,) on every rank of the network: one step of sampling."""
 
         def drawn(output: Tensor, which: slice) -> Tensor:
-            return self.draw(self.logits(output), u_N[which], temperature, top_p, greedy)
+            return self.draw(self.logits(output), u_N[which], temperature, top_p, greedy, rank_V)
 
         return self.from_last_stage(
             self.infer(input_ids_BL, noise_of, positions_N, drawn), positions_N.shape, torch.int64

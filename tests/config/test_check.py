@@ -72,6 +72,7 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
         ("model.dropout", "nan", "at least 0 and below 1"),
         ("model.noise_dim", "-1", "at least 0"),
         ("model.noise_scale", "0.0", "above 0"),
+        ("model.noise_fourier", "-1", "at least 0"),
         ("train.learning_rate", "0.0", "above 0"),
         ("train.learning_rate", "inf", "above 0"),
         ("train.min_lr_ratio", "1.5", "at least 0 and at most 1"),
@@ -130,6 +131,16 @@ def test_heads_and_width() -> None:
     assert "choose an even model.hidden_size" in refusal(
         "model.num_heads=1", "model.hidden_size=5", recipe=PRETRAIN
     )
+
+
+def test_fourier_features_need_two_dimensions_of_noise() -> None:
+    for noise_dim in (0, 1):
+        message = refusal("model.noise_fourier=16", f"model.noise_dim={noise_dim}")
+        assert f"model.noise_fourier is 16, but model.noise_dim is {noise_dim}" in message
+        assert "set model.noise_dim to 2 or more, or model.noise_fourier=0" in message
+    config = made("model.noise_fourier=16", "model.noise_dim=2")
+    check_config(config, 1)
+    assert architecture_of(config, vocab_size=7, mask_token_id=6).noise_fourier == 16
 
 
 def test_global_batch_that_does_not_divide() -> None:

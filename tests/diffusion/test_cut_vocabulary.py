@@ -13,12 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imdm_scale.diffusion import inverse_cdf as inverse_cdf_module
+from imdm_scale.diffusion.coupling import (
+    coordinates,
+    corrupt_coupled,
+    progressive_labels,
+    trajectory_labels,
+)
 from imdm_scale.diffusion.divergence import DIVERGENCES, divergence
 from imdm_scale.diffusion.inverse_cdf import argmax, integer_weights, inverse_cdf
 from imdm_scale.diffusion.likelihood import cross_entropy, forbid_mask, log_softmax, nelbo_terms
-from imdm_scale.diffusion.sampler import SamplerSettings, draw_tokens, sample, sample_by
+from imdm_scale.diffusion.noise import mask_noise
+from imdm_scale.diffusion.sampler import SAMPLERS, SamplerSettings, draw_tokens, sample, sample_by
 from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.diffusion.vocabulary import Vocabulary
+from imdm_scale.diffusion.vocabulary_order import ranks_of, shard_of_ranks
 
 CUTS = (0, 13, 40)
 MASK = 25
@@ -157,6 +165,48 @@ def test_a_draw_does_not_depend_on_how_the_vocabulary_is_cut(
             assert torch.equal(greedy_ids, x.argmax(-1))
 
 
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10_000),
+    vocab=st.integers(1, 300),
+    num_shards=st.integers(1, 5),
+    levels=st.sampled_from([2, 5, 10_000]),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]),
+    max_elements=st.sampled_from([7, 2**24]),
+)
+def test_a_draw_in_another_order_does_not_depend_on_the_cut(
+    seed, vocab, num_shards, levels, top_p, max_elements
+):
+    """Bit for bit the draw by id from columns that stand in that order; with ties, forbidden ids and padding."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = 24
+    x = torch.randint(levels, (rows, vocab), generator=generator) * (24 / levels) - 12
+    forbidden = torch.rand(rows, vocab, generator=generator) < 0.2
+    forbidden[:, seed % vocab] = False
+    x[forbidden] = -1e6
+    order = torch.randperm(vocab, generator=generator)
+    u = torch.rand(rows, generator=generator, dtype=torch.float64)
+    u[0], u[1] = 0.0, 1.0 - 2.0**-53
+    cdf = integer_weights(x[:, order]).cumsum(-1)
+    u[8:] = (cdf[8:, seed % vocab].double() / cdf[8:, -1]).clamp(max=1.0 - 2.0**-53)
+
+    width = -(-vocab // num_shards)
+    padded = torch.cat([x, x.new_full((rows, num_shards * width - vocab), -1e6)], -1)
+    rank = ranks_of(order)
+
+    def draw(cut: slice, vocabulary: Vocabulary) -> torch.Tensor:
+        part = shard_of_ranks(rank, cut.start, width)
+        return inverse_cdf(padded[:, cut], u, top_p=top_p, vocabulary=vocabulary, rank_V=part)
+
+    expected = inverse_cdf(x, u, top_p=top_p, rank_V=rank)
+    if top_p == 1.0:  # of equally likely tokens the nucleus keeps those of lower ids, whatever the order
+        assert torch.equal(expected, order[inverse_cdf(x[:, order], u)])
+    assert not bool(forbidden.gather(-1, expected[:, None]).any())
+    with mock.patch.object(inverse_cdf_module, "MAX_ELEMENTS", max_elements):
+        for ids in run_cut(draw, range(0, num_shards * width + 1, width)):
+            assert torch.equal(ids, expected)
+
+
 def network(x_BL: torch.Tensor, noise_BLD: torch.Tensor) -> torch.Tensor:
     """Logits (B, L, V) that depend on the text and on the noise of masked positions."""
     table = logits(4).float()
@@ -164,10 +214,12 @@ def network(x_BL: torch.Tensor, noise_BLD: torch.Tensor) -> torch.Tensor:
     return table[context_BL] + (x_BL == MASK)[..., None] * noise_BLD.sum(-1, keepdim=True) * table[0]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("greedy", [False, True])
-def test_shards_sample_the_texts_of_the_whole(greedy):
+def test_shards_sample_the_texts_of_the_whole(greedy, sampler):
+    rank_V = torch.randperm(CUTS[-1], generator=torch.Generator().manual_seed(5))
     options = {
-        "settings": SamplerSettings(4, temperature=0.8, top_p=0.9, greedy_last_step=greedy),
+        "settings": SamplerSettings(4, 0.8, top_p=0.9, greedy_last_step=greedy, sampler=sampler),
         "seed": 3,
         "sample_ids_B": torch.arange(5),
         "mask_id": MASK,
@@ -186,13 +238,37 @@ def test_shards_sample_the_texts_of_the_whole(greedy):
                 top_p=0.9,
                 greedy=greedy,
                 vocabulary=vocabulary,
+                rank_V=rank_V[cut],
             )
 
         return sample_by(draw, x_t, **options)
 
-    whole = sample(network, x_t, **options)
+    whole = sample(network, x_t, rank_V=rank_V, **options)
     for texts in run_cut(shard_texts, (0, 20, 40)):
         assert torch.equal(texts, whole)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_shards_show_the_coupled_labels_of_the_whole(num_steps):
+    ids = torch.arange(5)
+    noise = mask_noise(3, ids, 0, 8, 2)
+    read = coordinates(noise)
+    t = torch.linspace(0.3, 1.0, 5, dtype=torch.float64)
+    x_t = corrupt_coupled(torch.arange(40).view(5, 8) % MASK, read.tau, t, MASK)
+    rank_V = torch.randperm(CUTS[-1], generator=torch.Generator().manual_seed(5))
+
+    def labels(cut: slice, vocabulary: Vocabulary) -> torch.Tensor:
+        def tokens(x_BL, positions_N, u_N):
+            logits_NV = network(x_BL, noise).flatten(0, 1)[positions_N][:, cut]
+            return draw_tokens(logits_NV, u_N, mask_id=MASK, vocabulary=vocabulary, rank_V=rank_V[cut])
+
+        of_trajectory = trajectory_labels(tokens, x_t, read, t, num_steps, mask_id=MASK)
+        return torch.stack([of_trajectory, progressive_labels(tokens, x_t, read, t, 0.2, mask_id=MASK)])
+
+    whole = labels(slice(None), Vocabulary())
+    assert whole.shape == (2, int((x_t == MASK).sum()))
+    for part in run_cut(labels, (0, 20, 40)):
+        assert torch.equal(part, whole)
 
 
 def test_shards_show_the_two_step_targets_of_the_whole():

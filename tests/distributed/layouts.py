@@ -43,6 +43,7 @@ class Case:
             "method.states",
             "method.target",
             "model.qk_norm",
+            "model.noise_fourier",
             "teacher.prefetch",
             "teacher.checksum",
         )
@@ -194,6 +195,9 @@ DISAGGREGATED = [
 VARIANTS = [
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
+    Case(
+        (*DISTIL, *SHORT, "model.noise_fourier=3"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3
+    ),
     Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
     Case(
         (*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3

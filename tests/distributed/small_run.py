@@ -93,7 +93,12 @@ def small_architecture(config: Config) -> Architecture:
     """The network of a small run."""
     model = config.model
     assert model.num_layers is not None
-    return tiny(num_layers=model.num_layers, dropout=model.dropout, qk_norm=model.qk_norm)
+    return tiny(
+        num_layers=model.num_layers,
+        dropout=model.dropout,
+        qk_norm=model.qk_norm,
+        noise_fourier=model.noise_fourier,
+    )
 
 
 def small_blocks() -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imdm_scale.checkpoint.weights import folder_ranks
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import load_folder, save_folder, travelling_code
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
@@ -46,7 +47,15 @@ print(json.dumps({
 
 
 def test_auto_classes_load_a_folder_where_the_package_is_not_installed(network, ids_BL, tmp_path):
-    model = network(tokenizer_fingerprint="f00d", qk_norm=True, attention_softcap=5.0)
+    model = network(
+        tokenizer_fingerprint="f00d",
+        qk_norm=True,
+        attention_softcap=5.0,
+        noise_fourier=3,
+        sampler="coupled",
+        vocabulary_order="frequency",
+    )
+    model.vocabulary_rank.copy_(torch.randperm(31, generator=torch.Generator().manual_seed(0)))
     folder = save_folder(model, model.config, tmp_path / "runs" / "a.model")
     noise = torch.randn(3, 12, 6)
     torch.save({"ids": ids_BL, "noise": noise}, tmp_path / "given.pt")
@@ -100,6 +109,26 @@ def test_weights_may_be_stored_in_another_type(network, tmp_path):
     assert_same_model(model.bfloat16(), loaded)
     assert loaded.dtype == ImdmForMaskedLM.from_pretrained(folder).dtype == torch.bfloat16
     assert loaded(torch.full((1, 4), 30)).logits.dtype == torch.bfloat16
+
+
+def test_the_order_of_the_vocabulary_travels_with_the_weights(network, tmp_path):
+    rank_V = torch.randperm(31, generator=torch.Generator().manual_seed(0))
+    model = network(vocabulary_order="projection")
+    assert model.vocabulary_rank.tolist() == list(range(31))
+    model.vocabulary_rank.copy_(rank_V)
+    folder = save_folder(model, model.config, tmp_path / "out", dtype=torch.bfloat16)
+    for loaded in (load_folder(folder), ImdmForMaskedLM.from_pretrained(folder)):
+        assert loaded.config.vocabulary_order == "projection"
+        assert loaded.vocabulary_rank.dtype == torch.int64 and torch.equal(loaded.vocabulary_rank, rank_V)
+        assert loaded.dtype == torch.bfloat16
+    assert torch.equal(folder_ranks(folder), rank_V)
+    plain = save_folder(network(), network().config, tmp_path / "plain")
+    assert folder_ranks(plain) is None and load_folder(plain).vocabulary_rank is None
+    with pytest.raises(ValueError, match="vocabulary_rank"):
+        save_folder(network(), model.config, tmp_path / "without")
+    (plain / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        folder_ranks(plain)
 
 
 def test_travelling_code_is_flat_and_closed():

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+
+from imdm_scale.diffusion.coupling import coordinates
+from imdm_scale.diffusion.noise import mask_noise
+from imdm_scale.diffusion.sampler import SAMPLERS
+from imdm_scale.diffusion.vocabulary_order import ranks_of
+
+MASK = 30
 
 
 def test_the_seed_decides_and_torch_does_not(network):
@@ -62,6 +71,32 @@ def test_settings_reach_the_sampler(network):
     assert not torch.equal(plain, model.generate_text(8, num_steps=6, seed=0, fixed_noise=True))
     greedy = model.generate_text(8, num_steps=1, seed=0, greedy_last_step=True)
     assert torch.equal(greedy, model.generate_text(8, num_steps=1, seed=0, top_p=1e-9))
+
+
+def test_the_model_samples_as_its_configuration_says(network):
+    texts = {name: network().generate_text(8, num_steps=3, seed=0, sampler=name) for name in SAMPLERS}
+    for name in SAMPLERS:
+        assert torch.equal(network(sampler=name).generate_text(8, num_steps=3, seed=0), texts[name])
+    assert torch.equal(network().generate_text(8, num_steps=3, seed=0), texts["ancestral"])
+    for one, other in itertools.combinations(SAMPLERS, 2):
+        assert not torch.equal(texts[one], texts[other])
+    with pytest.raises(ValueError, match="the sampler is 'beam'"):
+        network().generate_text(1, num_steps=1, seed=0, sampler="beam")
+
+
+def test_a_coupled_text_is_that_of_its_noise(network):
+    """In one step: every token by inverse CDF, in the vocabulary's order, of the uniform in its mask's noise."""
+    model = network(sampler="coupled", vocabulary_order="frequency", noise_fourier=2)
+    order = torch.randperm(31, generator=torch.Generator().manual_seed(0))
+    model.vocabulary_rank.copy_(ranks_of(order))
+    text = model.generate_text(4, num_steps=1, seed=5)
+    noise = mask_noise(5, torch.arange(4), 0, 12, 6)
+    with torch.no_grad():
+        logits = model(torch.full((4, 12), MASK), mask_noise=noise).logits[..., order].double()
+    logits[..., order == MASK] = -torch.inf
+    cdf = logits.softmax(-1).cumsum(-1)
+    place = torch.searchsorted(cdf, coordinates(noise).u[..., None], right=True)[..., 0]
+    assert torch.equal(text, order[place])
 
 
 @pytest.mark.parametrize("training", [False, True])

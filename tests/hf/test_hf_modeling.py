@@ -49,6 +49,11 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
     if config.noise_dim:
         inner = torch.einsum("bld,hd->blh", noise, w["mask_embedding.dense_in.weight"])
         inner = inner + w["mask_embedding.dense_in.bias"]
+        if config.noise_fourier:
+            u, tau = (((noise[..., i] + 1) / 2)[..., None] for i in (0, 1))
+            angle = 2 * math.pi * torch.arange(1, config.noise_fourier + 1)
+            features = [f(angle * uniform) for uniform in (u, tau) for f in (torch.sin, torch.cos)]
+            inner = inner + torch.cat(features, -1) @ w["mask_embedding.dense_fourier.weight"].T
         inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
         g = torch.einsum("blh,oh->blo", inner, w["mask_embedding.dense_out.weight"])
         x = x + (ids == config.mask_token_id)[..., None] * g
@@ -81,16 +86,17 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
     [
         {},
         {"noise_dim": 0},
+        {"noise_fourier": 4},
         {"qk_norm": True},
         {"attention_softcap": 0.7},
         {"qk_norm": True, "attention_softcap": 0.7, "rope_base": 100.0, "layer_norm_eps": 1e-2},
     ],
-    ids=["plain", "mdm", "qk_norm", "softcap", "all"],
+    ids=["plain", "mdm", "fourier", "qk_norm", "softcap", "all"],
 )
 @pytest.mark.parametrize("padded", [False, True])
 def test_logits_follow_the_formulas(network, ids_BL, changes, padded):
     model = network(**changes)
-    noise = torch.randn(3, 12, model.config.noise_dim)
+    noise = 2 * torch.rand(3, 12, model.config.noise_dim) - 1
     attend = torch.ones(3, 12, dtype=torch.long)
     if padded:
         attend[0, 7:] = 0
@@ -127,6 +133,29 @@ def test_fresh_imdm_is_the_mdm_bit_for_bit(network, ids_BL):
     )
     with torch.no_grad():
         assert torch.equal(model(ids_BL, mask_noise=torch.randn(3, 12, 6)).logits, mdm(ids_BL).logits)
+
+
+def test_features_with_zero_weights_change_nothing_bit_for_bit(network, ids_BL):
+    model = network(noise_fourier=4)
+    without = network()
+    without.load_state_dict({name: t for name, t in model.state_dict().items() if "fourier" not in name})
+    noise = 2 * torch.rand(3, 12, 6) - 1
+    with torch.no_grad():
+        expected = without(ids_BL, mask_noise=noise).logits
+        assert not torch.equal(model(ids_BL, mask_noise=noise).logits, expected)
+        model.mask_embedding.dense_fourier.weight.zero_()
+        assert torch.equal(model(ids_BL, mask_noise=noise).logits, expected)
+    torch.manual_seed(0)
+    assert ImdmForMaskedLM(model.config).mask_embedding.dense_fourier.weight.abs().max() == 0
+
+
+def test_gradient_reaches_the_features_weights_once_dense_out_is_not_zero(network, ids_BL):
+    model = network(noise_fourier=4)
+    torch.nn.init.zeros_(model.mask_embedding.dense_fourier.weight)
+    labels = torch.arange(36).view(3, 12) % 30
+    model(ids_BL, mask_noise=2 * torch.rand(3, 12, 6) - 1, labels=labels).loss.backward()
+    gradient = model.mask_embedding.dense_fourier.weight.grad
+    assert gradient.shape == (128, 16) and bool((gradient.abs().amax(0) > 0).all())
 
 
 def test_noise_is_read_at_masked_positions_only(network, ids_BL):
@@ -236,18 +265,24 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_parameter_counts_of_the_named_sizes(size, qk_norm):
+@pytest.mark.parametrize(("qk_norm", "noise_fourier"), [(False, 0), (True, 0), (False, 16)])
+def test_parameter_counts_of_the_named_sizes(size, qk_norm, noise_fourier):
     vocab_size = 4097 if size == "tiny" else 50258
     shape = size_named(size)
     architecture = Architecture(
-        vocab_size=vocab_size, mask_token_id=vocab_size - 1, length=1024, qk_norm=qk_norm, **shape
+        vocab_size=vocab_size,
+        mask_token_id=vocab_size - 1,
+        length=1024,
+        qk_norm=qk_norm,
+        noise_fourier=noise_fourier,
+        **shape,
     )
     with torch.device("meta"):
         model = ImdmForMaskedLM(config_from_architecture(architecture))
     count = sum(parameter.numel() for parameter in model.parameters())
     per_head = 4 * shape["hidden_size"] // shape["num_heads"] * shape["num_layers"] if qk_norm else 0
-    assert count == architecture.num_parameters() == PARAMETERS[size] + per_head
+    of_features = 4 * noise_fourier * 4 * shape["hidden_size"]
+    assert count == architecture.num_parameters() == PARAMETERS[size] + per_head + of_features
     assert not list(model.buffers())
 
 
@@ -262,12 +297,14 @@ def test_configuration_and_architecture_are_one_to_one():
         noise_dim=2,
         noise_kind="normal",
         noise_scale=2.0,
+        noise_fourier=6,
         dropout=0.1,
         qk_norm=True,
         attention_softcap=50.0,
         rope_base=500.0,
         layer_norm_eps=1e-6,
         initializer_range=0.01,
+        sampler="coupled_argmax",
     )
     config = config_from_architecture(architecture, tokenizer_fingerprint="abc", bos_token_id=1)
     assert architecture_from_config(config) == architecture
@@ -278,7 +315,15 @@ def test_configuration_and_architecture_are_one_to_one():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_heads": 5}, {"num_heads": 32}, {"mask_token_id": 31}, {"noise_kind": "cauchy"}],
+    [
+        {"num_heads": 5},
+        {"num_heads": 32},
+        {"mask_token_id": 31},
+        {"noise_kind": "cauchy"},
+        {"noise_fourier": 2, "noise_dim": 1},
+        {"sampler": "beam"},
+        {"sampler": "coupled", "noise_dim": 1},
+    ],
 )
 def test_impossible_configuration_is_refused(network, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

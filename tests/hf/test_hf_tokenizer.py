@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from imdm_scale.checkpoint.weights import folder_weights
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.data.tokenizer import Tokenizer, load_tokenizer
 from imdm_scale.diffusion.corruption import corrupt
@@ -18,7 +20,7 @@ from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.distill.teacher_folder import check_teacher_folder
 from imdm_scale.errors import UserError
-from imdm_scale.hf.export import architecture_from_config, load_folder, save_folder
+from imdm_scale.hf.export import architecture_from_config, config_from_architecture, load_folder, save_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from tests.small_tokenizers import bert_folder, gpt2_folder
 
@@ -113,6 +115,32 @@ def test_a_teacher_of_another_tokenizer_is_refused_with_its_own(export, tokenize
         file.unlink()
     with pytest.raises(UserError, match=r"set tokenizer\.path to that model's,"):
         check_teacher_folder(folder, architecture, tokenizers["bert"])
+
+
+def test_a_teacher_may_lack_fourier_features_but_not_have_others(export, tokenizers, tmp_path):
+    folder = export(tokenizers["gpt2"])
+    model = load_folder(folder)
+    architecture = replace(architecture_from_config(model.config), noise_fourier=3)
+    check_teacher_folder(folder, architecture, tokenizers["gpt2"])
+    weights = folder_weights(folder, architecture, seed=0)
+    assert torch.equal(weights("mask_embedding.dense_in.weight"), model.mask_embedding.dense_in.weight)
+    features = weights("mask_embedding.dense_fourier.weight")
+    assert features.shape == (4 * architecture.hidden_size, 12) and not features.any()
+
+    fingerprint = tokenizers["gpt2"].fingerprint
+    student = ImdmForMaskedLM(config_from_architecture(architecture, tokenizer_fingerprint=fingerprint))
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            parameter.copy_(weights(name))
+        student.mask_embedding.dense_fourier.weight.normal_(generator=torch.Generator().manual_seed(0))
+    exported = save_folder(student, student.config, tmp_path / "student")
+    assert architecture_from_config(load_folder(exported).config) == architecture
+    check_teacher_folder(exported, architecture, tokenizers["gpt2"])
+    again = folder_weights(exported, architecture, seed=0)("mask_embedding.dense_fourier.weight")
+    assert torch.equal(again, student.mask_embedding.dense_fourier.weight)
+    for other in (0, 4):
+        with pytest.raises(UserError, match=rf"noise_fourier is 3 in .* but {other} in this run"):
+            check_teacher_folder(exported, replace(architecture, noise_fourier=other), tokenizers["gpt2"])
 
 
 def test_the_packaged_teacher_asks_for_the_packaged_tokenizer(tokenizers):

@@ -19,6 +19,8 @@ TOLERANCE = 1e-5
 VARIANTS: dict[str, dict[str, Any]] = {
     "imdm": {},
     "mdm": {"noise_dim": 0},
+    "fourier": {"noise_fourier": 3},
+    "fourier_of_normal_noise": {"noise_fourier": 2, "noise_kind": "normal", "noise_scale": 0.7},
     "qk_norm": {"qk_norm": True},
     "softcap": {"attention_softcap": 2.0},
     "other_base_and_eps": {"rope_base": 500.0, "layer_norm_eps": 1e-2},
@@ -87,6 +89,35 @@ def test_a_fresh_imdm_is_the_mdm_bit_for_bit(build_stage: Callable[..., ImdmStag
     assert not torch.equal(build_stage(tiny(), weights)(ids_BL, noise_BLD, positions_N), mdm_NV)
     weights["mask_embedding.dense_out.weight"].zero_()
     assert torch.equal(build_stage(tiny(), weights)(ids_BL, noise_BLD, positions_N), mdm_NV)
+
+
+def test_features_with_zero_weights_change_nothing_bit_for_bit(build_stage: Callable[..., ImdmStage]) -> None:
+    ids_BL, noise_BLD = random_input(tiny())
+    positions_N = torch.arange(ids_BL.numel())
+    weights = weights_of(plain_network(tiny(noise_fourier=5)))
+    without_NV = build_stage(tiny(), weights)(ids_BL, noise_BLD, positions_N)
+    assert not torch.equal(
+        build_stage(tiny(noise_fourier=5), weights)(ids_BL, noise_BLD, positions_N), without_NV
+    )
+    weights["mask_embedding.dense_fourier.weight"].zero_()
+    assert torch.equal(
+        build_stage(tiny(noise_fourier=5), weights)(ids_BL, noise_BLD, positions_N), without_NV
+    )
+
+
+def test_features_are_those_of_the_noise_before_it_is_rounded(build_stage: Callable[..., ImdmStage]) -> None:
+    """Noise that bfloat16 cannot tell apart still gives a bfloat16 network different features."""
+    architecture = tiny(noise_fourier=64)
+    weights = weights_of(plain_network(architecture))
+    stage = build_stage(architecture, weights, dtype=torch.bfloat16)
+    plain = plain_network(architecture).bfloat16()
+    noise_ND = torch.full((2, architecture.noise_dim), 0.75)
+    noise_ND[1, 0] += 2**-10
+    assert torch.equal(noise_ND[0].bfloat16(), noise_ND[1].bfloat16())
+    for embedding in (stage.embedding.mask_embedding, plain.mask_embedding):
+        g_NH = embedding(noise_ND)
+        assert g_NH.dtype == torch.bfloat16
+        assert (g_NH[0] - g_NH[1]).abs().max() > 0.1
 
 
 def test_the_noise_of_unmasked_positions_is_not_read(build_stage: Callable[..., ImdmStage]) -> None:

@@ -19,7 +19,7 @@ from tests.tiny import plain_network, random_input, tiny, weights_of
 # Tensor parallelism adds up in another order. The largest deviation seen is 3.7e-6, of a norm of keys, whose gradient
 # is a sum that mostly cancels; that of the logits is 7e-7.
 RELATIVE_TOLERANCE = 1e-5
-ARCHITECTURE = tiny(num_layers=4, dropout=0.3, qk_norm=True)
+ARCHITECTURE = tiny(num_layers=4, dropout=0.3, qk_norm=True, noise_fourier=3)
 
 Cut = dict[str, Any]
 CUTS: dict[int, list[Cut]] = {
