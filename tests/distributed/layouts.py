@@ -212,7 +212,7 @@ STUDENT, TEACHER, MIX = (
 METHODS = [
     Case((*what, *SHORT), (*how, *more.split()), stage)
     for what, how, more, stage in [
-        (COUPLED, student() + teacher() + micro_batches(2, 4), "", 3),
+        (COUPLED, student() + teacher() + micro_batches(2, 1), "", 3),
         (COUPLED, student(2, 2) + teacher(2) + micro_batches(2, 4), "", 1),
         (
             (*COUPLED, "method.target=progressive"),
