@@ -14,7 +14,9 @@ from imdm_scale.parallel.engine import Student
 from imdm_scale.parallel.shards import whole_weights
 
 
-def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Place | None = None) -> None:
+def export_model(
+    student: Student, tokenizer: Tokenizer, bos_id: int | None, folder: Path, place: Place | None = None
+) -> None:
     """Write the network's present weights, its code and its tokenizer. Collective over the student's ranks.
 
     The first of them writes.
@@ -22,6 +24,8 @@ def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Pl
     Args:
         student: the network.
         tokenizer: what its ids mean.
+        bos_id: the id with which every block of its data begins, and so every text that it writes; None where
+            there is none such.
         folder: where to; an earlier export there is replaced.
         place: where the run stands in its data, which is written beside the weights; None writes none.
 
@@ -37,7 +41,7 @@ def export_model(student: Student, tokenizer: Tokenizer, folder: Path, place: Pl
         config = config_from_architecture(
             student.architecture,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            bos_token_id=tokenizer.bos_id,
+            bos_token_id=bos_id,
             eos_token_id=tokenizer.eos_id,
         )
         with TemporaryDirectory() as scratch:

@@ -47,6 +47,10 @@ class Purpose(enum.IntEnum):
     """The order in which the shards of a corpus are visited."""
     MIXTURE = 10
     """Which corpus of a mixture a sample comes from."""
+    SYNTHETIC_LAW = 20
+    """The parameters of a synthetic task."""
+    SYNTHETIC_SAMPLE = 21
+    """A sample of a synthetic task."""
 
 
 def philox4x32(

@@ -19,12 +19,21 @@ from imdm_scale.parallel.engine import ModelEngine
 
 
 def sample_texts(
-    model: ModelEngine, settings: SamplerSettings, num_samples: int, batch_size: int, seed: int, bos_id: int
+    model: ModelEngine,
+    settings: SamplerSettings,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    bos_id: int | None,
 ) -> Tensor:
     """Token ids (S, L) of unconditional samples, the same for every number of ranks.
 
-    Blocks of text begin with BOS, which is given; all else starts masked. Collective: data-parallel ranks
-    sample different texts, in equally many batches, because partitioned weights are gathered in step.
+    Collective: data-parallel ranks sample different texts, in equally many batches, because partitioned weights
+    are gathered in step.
+
+    Args:
+        bos_id: the id at position 0, where every block of the data begins with it; all else starts masked. None
+            where the data have no such id: position 0 is then masked as well.
 
     Returns:
         int64 on the CPU, the same on every rank of the network.
@@ -51,7 +60,8 @@ def sample_texts(
             x_BL = torch.full(
                 (batch_size, architecture.length), architecture.mask_token_id, device=model.device
             )
-            x_BL[:, 0] = bos_id
+            if bos_id is not None:
+                x_BL[:, 0] = bos_id
             texts.append(
                 sample_by(
                     draw,
