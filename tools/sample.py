@@ -65,12 +65,13 @@ def write_texts(arguments: argparse.Namespace) -> list[str]:
             f"--model {arguments.model} was trained with another tokenizer than "
             f"{'the one beside it' if has_tokenizer else 'the packaged one'}; put the files of its own there."
         )
+    begins_with = [] if model.config.bos_token_id is None else [model.config.bos_token_id]
     try:
         ids_SL = model.generate_text(
             num_samples=arguments.num_samples,
             num_steps=arguments.steps,
             seed=arguments.seed,
-            prefix_ids=[tokenizer.bos_id, *tokenizer.encode(arguments.prompt)],
+            prefix_ids=[*begins_with, *tokenizer.encode(arguments.prompt)],
             length=arguments.length,
             temperature=arguments.temperature,
             top_p=arguments.top_p,

@@ -18,6 +18,7 @@ from imdm_scale.parallel.shards import whole_weights
 def export_model(
     student: Student,
     tokenizer: Tokenizer,
+    bos_id: int | None,
     folder: Path,
     place: Place | None = None,
     *,
@@ -31,6 +32,8 @@ def export_model(
     Args:
         student: the network.
         tokenizer: what its ids mean.
+        bos_id: the id with which every block of its data begins, and so every text that it writes; None where
+            there is none such.
         folder: where to; an earlier export there is replaced.
         place: where the run stands in its data, which is written beside the weights; None writes none.
         vocabulary_order, rank_V: name and ranks of the order in which the model draws its tokens
@@ -50,7 +53,7 @@ def export_model(
         config = config_from_architecture(
             student.architecture,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            bos_token_id=tokenizer.bos_id,
+            bos_token_id=bos_id,
             eos_token_id=tokenizer.eos_id,
             vocabulary_order=vocabulary_order,
         )

@@ -53,6 +53,10 @@ class Purpose(enum.IntEnum):
     """Which token a position becomes on the way there."""
     TRAJECTORY = 14
     """Whether a training sample is labelled by a whole trajectory of the teacher."""
+    SYNTHETIC_LAW = 20
+    """The parameters of a synthetic task."""
+    SYNTHETIC_SAMPLE = 21
+    """A sample of a synthetic task."""
 
 
 def philox4x32(

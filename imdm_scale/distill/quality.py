@@ -21,6 +21,9 @@ from imdm_scale.evaluate.ngram import NgramEvaluator
 from imdm_scale.evaluate.quality import plot_quality, quality_table, render_table, show_samples, write_json
 from imdm_scale.parallel.engine import ModelEngine
 
+JUDGE_ORDER = 4
+"""Order of the n-gram judge; blocks that are shorter have a judge of their own length."""
+
 
 def report_quality(
     models: Mapping[str, ModelEngine | None],
@@ -54,7 +57,7 @@ def report_quality(
                         evaluate.num_samples,
                         evaluate.batch_size,
                         evaluate.seed,
-                        tokenizer.bos_id,
+                        data.bos_id,
                     )
     # Roles on ranks of their own have sampled at the same time; now their texts come together.
     samples: dict[str, dict[int, Any]] = {role: {} for role in models}
@@ -69,7 +72,9 @@ def report_quality(
     train_blocks, valid_blocks = (
         data.first_blocks(split, evaluate.max_tokens) for split in ("train", "valid")
     )
-    evaluator = NgramEvaluator.fit(train_blocks, tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    evaluator = NgramEvaluator.fit(
+        train_blocks, tokenizer.vocab_size, min(JUDGE_ORDER, data.stream.length), eos_id=tokenizer.eos_id
+    )
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")
     plot_quality(quality, run_dir / "quality.png")

@@ -93,7 +93,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         method,
         data.stream,
         data.first_sample,
-        tokenizer.bos_id,
+        data.bos_id,
         device,
     )
 
@@ -138,7 +138,7 @@ def _train_and_export(
     def export(name: str, step: int) -> None:
         """Write the averaged network and its place in the data."""
         samples = data.first_sample + step * config.train.global_batch_size
-        export_model(student, tokenizer, run_dir / name, Place.of(data.stream, samples))
+        export_model(student, tokenizer, data.bos_id, run_dir / name, Place.of(data.stream, samples))
 
     with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
 

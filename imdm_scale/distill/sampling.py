@@ -28,18 +28,20 @@ def sample_texts(
     num_samples: int,
     batch_size: int,
     seed: int,
-    bos_id: int,
+    bos_id: int | None,
     *,
     sampler: str | None = None,
     rank_V: Tensor | None = None,
 ) -> Tensor:
     """Token ids (S, L) of unconditional samples, the same for every number of ranks.
 
-    Blocks of text begin with BOS, which is given; all else starts masked. Collective: data-parallel ranks
-    sample different texts, in equally many batches, because partitioned weights are gathered in step.
+    Collective: data-parallel ranks sample different texts, in equally many batches, because partitioned weights
+    are gathered in step.
 
     Args:
         settings: how to sample, but for the sampler.
+        bos_id: the id at position 0, where every block of the data begins with it; all else starts masked. None
+            where the data have no such id: position 0 is then masked as well.
         sampler: one of `SAMPLERS`; None takes the architecture's, for which the network was trained.
         rank_V: int64 places of the tokens in the order in which they are drawn; None is the order of ids.
 
@@ -70,7 +72,8 @@ def sample_texts(
             x_BL = torch.full(
                 (batch_size, architecture.length), architecture.mask_token_id, device=model.device
             )
-            x_BL[:, 0] = bos_id
+            if bos_id is not None:
+                x_BL[:, 0] = bos_id
             texts.append(
                 sample_by(
                     draw,

@@ -1,4 +1,4 @@
-"""The text of a run: found and, where it is not prepared, prepared by one rank; opened by all."""
+"""The data of a run: found and, where they are not prepared, prepared by one rank; opened by all."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from imdm_scale.data.prepare import PrepareOptions, prepare
 from imdm_scale.data.prepared_corpus import PreparedCorpus
 from imdm_scale.data.sources import SourceSpec
 from imdm_scale.data.stream import Stream, TokenStream
+from imdm_scale.data.synthetic_source import id_tokenizer, is_synthetic, prepare_synthetic, synthetic_source
 from imdm_scale.data.tokenizer import Tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 
@@ -37,7 +38,7 @@ class FoundCorpus:
     path: str | None
     """As it is set; None is the packaged books."""
     manifest: Manifest | None
-    """None where it is text that has yet to be prepared."""
+    """None where it is text or a synthetic task, which has yet to be prepared."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class TrainingData:
     """Where they are."""
     skip_damaged: bool
     """Whether shards that cannot be read are left out."""
+    bos_id: int | None
+    """Id with which every block begins; None where not all do, so that position 0 is text like any other."""
 
     def first_blocks(self, split: str, max_tokens: int) -> np.ndarray:
         """The first blocks of every corpus, (number of blocks, L), about `max_tokens` tokens at most in all."""
@@ -96,9 +99,8 @@ def open_data(
                 parts.append((corpus.path, corpus.manifest))
                 continue
             out = run_dir / "data" / str(index)
-            options = PrepareOptions(length=config.model.length)
             with console.status(f"preparing {corpus.path or 'the packaged books'}"):
-                parts.append((str(out), prepare(SourceSpec(corpus.path), found.tokenizer, options, out)))
+                parts.append((str(out), _prepared(corpus.path, config.model.length, found.tokenizer, out)))
         return parts
 
     folders = tuple(PreparedFolder(url, manifest, fetch) for url, manifest in _from(main_rank, all_prepared))
@@ -111,7 +113,8 @@ def open_data(
         place = Place.read(Path(config.data.continue_from))
         place.check(stream)
         first_sample = place.samples
-    return TrainingData(stream, first_sample, folders, skip)
+    framed = all(folder.manifest.options["packing"] != "plain" for folder in folders)
+    return TrainingData(stream, first_sample, folders, skip, found.tokenizer.bos_id if framed else None)
 
 
 def fetch_settings(data: DataConfig) -> FetchSettings:
@@ -140,28 +143,48 @@ def _find(config: Config) -> FoundData:
     setting = config.data.path
     fetch = fetch_settings(config.data)
     given = load_tokenizer(config.tokenizer.path) if config.tokenizer.path is not None else None
-    corpora, folders = [], []
+    corpora: list[FoundCorpus] = []
+    folders: list[PreparedFolder] = []
+    tasks: dict[str, Tokenizer] = {}
     for path in setting if isinstance(setting, list) else [setting]:
-        if path is None or ("://" not in path and not (Path(path) / FILE_NAME).is_file()):
+        manifest = None
+        if path is not None and is_synthetic(path):
+            tasks[path] = id_tokenizer(synthetic_source(path, config.model.length).task.vocab_size)
+        elif path is None or ("://" not in path and not (Path(path) / FILE_NAME).is_file()):
             _check_size(path)
-            corpora.append(FoundCorpus(path, None))
-            continue
-        folder = PreparedFolder.open(path, fetch)
-        _check_prepared(path, folder.manifest, config.model.length)
-        corpora.append(FoundCorpus(path, folder.manifest))
-        folders.append(folder)
+        else:
+            folder = PreparedFolder.open(path, fetch)
+            manifest = folder.manifest
+            _check_prepared(path, manifest, config.model.length)
+            folders.append(folder)
+        corpora.append(FoundCorpus(path, manifest))
+    if tasks and len(tasks) + len(folders) < len(corpora):
+        raise UserError(
+            f"data.path lists both text and {next(iter(tasks))}, whose ids are no words; train on one of the two."
+        )
     if given is None:
-        given = load_tokenizer(folders[0].tokenizer_folder()) if folders else load_tokenizer(None)
-    for folder in folders:
-        record = folder.manifest.tokenizer
+        if folders:
+            given = load_tokenizer(folders[0].tokenizer_folder())
+        else:
+            given = next(iter(tasks.values()), None) or load_tokenizer(None)
+    records = {folder.url: folder.manifest.tokenizer for folder in folders}
+    for url, record in {**records, **tasks}.items():
         if record.fingerprint != given.fingerprint:
-            of_run = f"tokenizer.path {config.tokenizer.path}" if config.tokenizer.path else folders[0].url
+            of_run = config.tokenizer.path and f"tokenizer.path {config.tokenizer.path}"
             raise UserError(
-                f"the token ids of {folder.url} (tokenizer {record.fingerprint[:12]}, {record.vocab_size} ids) and "
-                f"of {of_run} (tokenizer {given.fingerprint[:12]}, {given.vocab_size} ids) mean different words; "
-                "leave tokenizer.path null, or prepare the data with the tokenizer that the run is to have."
+                f"the token ids of {url} (tokenizer {record.fingerprint[:12]}, {record.vocab_size} ids) and "
+                f"of {of_run or next(iter({**records, **tasks}))} (tokenizer {given.fingerprint[:12]}, "
+                f"{given.vocab_size} ids) mean different words; leave tokenizer.path null, or prepare the data with "
+                "the tokenizer that the run is to have."
             )
     return FoundData(tuple(corpora), given)
+
+
+def _prepared(path: str | None, length: int, tokenizer: Tokenizer, out: Path) -> Manifest:
+    """Text or a synthetic task as a prepared folder."""
+    if path is not None and is_synthetic(path):
+        return prepare_synthetic(synthetic_source(path, length), out)
+    return prepare(SourceSpec(path), tokenizer, PrepareOptions(length=length), out)
 
 
 def _check_prepared(path: str, manifest: Manifest, length: int) -> None:

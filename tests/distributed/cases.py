@@ -170,7 +170,7 @@ def exported(config: Config, ds_json: dict[str, Any], folder: Path) -> Weights |
     _, parts = build(config, ds_json)
     if parts.student is None:
         return None
-    export_model(parts.student, load_tokenizer(None), folder)
+    export_model(parts.student, load_tokenizer(None), 1, folder)
     return whole(parts.student)
 
 
