@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
-from torch import Tensor
 
 from imdm_scale.data.place import Place
 from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.hf.export import RANKS, config_from_architecture, save_folder
 from imdm_scale.parallel.engine import Student
 from imdm_scale.parallel.shards import whole_weights
@@ -21,9 +21,7 @@ def export_model(
     bos_id: int | None,
     folder: Path,
     place: Place | None = None,
-    *,
-    vocabulary_order: str = "identity",
-    rank_V: Tensor | None = None,
+    order: TokenOrder | None = None,
 ) -> None:
     """Write the network's present weights, its code and its tokenizer. Collective over the student's ranks.
 
@@ -36,8 +34,7 @@ def export_model(
             there is none such.
         folder: where to; an earlier export there is replaced.
         place: where the run stands in its data, which is written beside the weights; None writes none.
-        vocabulary_order, rank_V: name and ranks of the order in which the model draws its tokens
-            (`diffusion/vocabulary_order.py`); None is the order of ids, "identity".
+        order: in which the model draws its tokens; None is the order of ids.
 
     Raises:
         UserError: on the rank that writes, where the disk refuses; what was saved before is untouched.
@@ -48,14 +45,15 @@ def export_model(
     is_writer = dist.get_rank() == layout.ranks[0]
     weights = {name: whole.cpu() for name, whole in tensors if is_writer}
     if is_writer:
-        if rank_V is not None:
-            weights[RANKS] = rank_V
+        order = TokenOrder() if order is None else order
+        if order.rank_V is not None:
+            weights[RANKS] = order.rank_V
         config = config_from_architecture(
             student.architecture,
             tokenizer_fingerprint=tokenizer.fingerprint,
             bos_token_id=bos_id,
             eos_token_id=tokenizer.eos_id,
-            vocabulary_order=vocabulary_order,
+            vocabulary_order=order.name,
         )
         with TemporaryDirectory() as scratch:
             tokenizer.save(Path(scratch))

@@ -119,8 +119,16 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         noise_kind=model.noise_kind,
         noise_scale=model.noise_scale,
         noise_fourier=model.noise_fourier,
+        sampler=_sampler_of(config),
         dropout=model.dropout,
         qk_norm=model.qk_norm,
         attention_softcap=model.attention_softcap,
         **shape,
     )
+
+
+def _sampler_of(config: Config) -> str:
+    """The sampler for which the student is trained."""
+    if config.method.name != "coupled":
+        return "ancestral"
+    return "coupled_argmax" if config.method.student_draws == "argmax" else "coupled"

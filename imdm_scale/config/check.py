@@ -66,6 +66,11 @@ def _check_method(config: Config) -> None:
             f"train.init_from is {config.train.init_from}, but with method.name {method.name} the student "
             "starts as a copy of the teacher; name the weights in teacher.path."
         )
+    if method.name == "coupled" and architecture_of(config, vocab_size=1, mask_token_id=0).noise_dim < 2:
+        raise UserError(
+            "method.name is coupled, whose tokens and times are read from the first two dimensions of the noise, but "
+            f"model.noise_dim is {config.model.noise_dim}; set it to 2 or more."
+        )
     if method.min_steps > method.initial_steps:
         raise UserError(
             f"method.min_steps is {method.min_steps}, more than method.initial_steps, which is "

@@ -34,6 +34,12 @@ class MethodConfig:
     """coupled: steps of the teacher's trajectory."""
     trajectory_share: float = 0.5
     """coupled, mixture: share of the samples that are labelled by a trajectory."""
+    student_draws: Literal["inverse_cdf", "argmax"] = "inverse_cdf"
+    """coupled: how the student writes: by the noise's uniforms, or its likeliest tokens (all chance is in the
+    noise)."""
+    vocabulary_order: Literal["identity", "frequency", "embedding"] = "identity"
+    """coupled: order in which a uniform runs through the tokens: of ids, frequent ones first, or by the first principal
+    component of the teacher's token embedding, where similar tokens are neighbours."""
     reset_optimizer: bool = False
     """Whether AdamW forgets its running means when the student becomes the teacher."""
     states: Literal["data", "teacher", "student", "mix"] = "data"

@@ -49,7 +49,8 @@ class SyntheticTask(ABC):
 
     @abstractmethod
     def log_probs(self, ids_SL: np.ndarray) -> np.ndarray:
-        """Exact ln p of each sequence in nats, float64 (S,); -inf for an impossible one, such as one with foreign ids."""
+        """Exact ln p of each sequence in nats, float64 (S,); -inf for an impossible one, such as one with foreign
+        ids."""
 
     @abstractmethod
     def token_probs(self) -> np.ndarray:

@@ -10,8 +10,19 @@ Shapes: V vocabulary, S one shard of it, H width of an embedding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """An order by name, and what it means for a vocabulary."""
+
+    name: str = "identity"
+    rank_V: Tensor | None = None
+    """int64 place of each token; None is the order of ids."""
 
 
 def order_by_id(vocab_size: int) -> Tensor:

@@ -43,12 +43,21 @@ class CoupledTeacher:
 
 
 class Coupled(Distillation):
-    """Cross-entropy on the coupled token, mean over the masked positions of the global batch."""
+    """Cross-entropy on the coupled token, mean over the masked positions of the global batch.
+
+    Args:
+        teacher: how the labels arise.
+        greedy_student: whether the student writes its likeliest tokens instead of drawing them by the noise's u: what
+            is random in its text is then in the noise alone.
+        rank_V: int64 places of the tokens in the order in which they are drawn; None is the order of ids.
+    """
 
     shows = Shows.TOKEN
 
-    def __init__(self, teacher: CoupledTeacher) -> None:
-        self.teacher = teacher
+    def __init__(
+        self, teacher: CoupledTeacher, greedy_student: bool = False, rank_V: Tensor | None = None
+    ) -> None:
+        self.teacher, self.greedy_student, self.rank_V = teacher, greedy_student, rank_V
 
     def round_at(self, step: int) -> Round | None:
         """The round of an update, None when the schedule is over; without rounds there is one that never ends."""
@@ -103,13 +112,16 @@ class Coupled(Distillation):
     def tokens(
         self, network: ModelEngine, batch: MicroBatch, x_BL: Tensor, positions_N: Tensor, u_N: Tensor
     ) -> Tensor:
-        """See `Distillation.tokens`; the teacher's temperature is the teacher's only."""
+        """See `Distillation.tokens`. A teacher always draws, at its own temperature."""
+        is_teacher = isinstance(network, Teacher)
         return network.tokens(
             x_BL,
             lambda rows: batch.mask_noise(network.architecture, network.device, rows),
             positions_N,
             u_N,
-            temperature=self.teacher.temperature if isinstance(network, Teacher) else 1.0,
+            temperature=self.teacher.temperature if is_teacher else 1.0,
+            greedy=self.greedy_student and not is_teacher,
+            rank_V=self.rank_V,
         )
 
     def visiting_uniforms(self, batch: MicroBatch, architecture: Architecture) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imdm_scale.config.tree import MethodConfig
+from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.coupled import Coupled, CoupledTeacher
 from imdm_scale.distill.im_sdtt import ImSdtt
 from imdm_scale.distill.method import Method
@@ -10,8 +11,12 @@ from imdm_scale.distill.pretrain import Pretrain
 from imdm_scale.distill.rounds import HalvingRounds
 
 
-def method_of(settings: MethodConfig) -> Method:
-    """The method that is configured."""
+def method_of(settings: MethodConfig, order: TokenOrder | None = None) -> Method:
+    """The method that is configured.
+
+    Args:
+        order: in which tokens are drawn by coupled uniforms; None is the order of ids.
+    """
     if settings.name == "pretrain":
         return Pretrain()
     rounds = HalvingRounds(settings.initial_steps, settings.steps_per_round, settings.min_steps)
@@ -20,6 +25,8 @@ def method_of(settings: MethodConfig) -> Method:
         return Coupled(
             CoupledTeacher(
                 settings.trajectory_steps, share, rounds if share < 1 else None, settings.teacher_temperature
-            )
+            ),
+            greedy_student=settings.student_draws == "argmax",
+            rank_V=None if order is None else order.rank_V,
         )
     return ImSdtt(settings.divergence, rounds, settings.teacher_temperature)

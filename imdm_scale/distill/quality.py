@@ -15,6 +15,7 @@ from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import EvaluateConfig
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
+from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.sampling import sample_texts
 from imdm_scale.distill.training_data import TrainingData
 from imdm_scale.evaluate.ngram import NgramEvaluator
@@ -31,6 +32,7 @@ def report_quality(
     evaluate: EvaluateConfig,
     data: TrainingData,
     tokenizer: Tokenizer,
+    order: TokenOrder,
     run_dir: Path,
     console: Console,
 ) -> dict[str, Any]:
@@ -39,7 +41,9 @@ def report_quality(
     Collective over all ranks of the run. Writes quality.json, quality.png and samples.npz to `run_dir`.
 
     Args:
-        models: by role; None where this rank has no part in the network.
+        models: by role; None where this rank has no part in the network. The student is sampled as it was trained to
+            be, a teacher by ancestral sampling.
+        order: in which the student draws its tokens.
 
     Returns:
         The table on the student's first rank, an empty dictionary elsewhere.
@@ -58,6 +62,8 @@ def report_quality(
                         evaluate.batch_size,
                         evaluate.seed,
                         data.bos_id,
+                        sampler=None if role == "student" else "ancestral",
+                        rank_V=order.rank_V if role == "student" else None,
                     )
     # Roles on ranks of their own have sampled at the same time; now their texts come together.
     samples: dict[str, dict[int, Any]] = {role: {} for role in models}

@@ -22,6 +22,7 @@ from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
 from imdm_scale.data.place import Place
 from imdm_scale.data.tokenizer import Tokenizer
+from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.console import ProgressReport, data_description, plan_table
 from imdm_scale.distill.loop import Update, serve, train
@@ -31,7 +32,8 @@ from imdm_scale.distill.metrics import MetricsWriter
 from imdm_scale.distill.quality import report_quality
 from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
-from imdm_scale.distill.training_data import TrainingData, find_data, open_data
+from imdm_scale.distill.token_order import token_order
+from imdm_scale.distill.training_data import TrainingData, find_data, open_data, told_by
 from imdm_scale.model.weights import canonical_shapes
 from imdm_scale.parallel.engine import ModelEngine
 from imdm_scale.parallel.layout import build_groups
@@ -82,7 +84,16 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         weights = fresh_weights(architecture, config.seed)
     else:
         weights = folder_weights(source_folder, architecture, config.seed)
-    method = method_of(config.method)
+    order = told_by(
+        main_rank,
+        lambda: token_order(
+            config.method.vocabulary_order,
+            architecture.vocab_size,
+            lambda: data.first_blocks("train", config.evaluate.max_tokens),
+            lambda: weights("token_embedding.weight"),
+        ),
+    )
+    method = method_of(config.method, order)
     parts = build_parts(
         config,
         ds_config,
@@ -103,7 +114,9 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
             assert parts.teacher is not None
             serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
         else:
-            _train_and_export(config, layout, method, parts, tokenizer, data, run_dir, console, metrics)
+            _train_and_export(
+                config, layout, method, parts, tokenizer, data, order, run_dir, console, metrics
+            )
         if not config.evaluate.at_end:
             return
         with contextlib.ExitStack() as averaged:
@@ -115,7 +128,9 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
                 if parts.teacher is not None:
                     parts.teacher.load((name, weights(name)) for name in canonical_shapes(architecture))
                 models = {"teacher": parts.teacher, "student": parts.student}
-            quality = report_quality(models, layout, config.evaluate, data, tokenizer, run_dir, console)
+            quality = report_quality(
+                models, layout, config.evaluate, data, tokenizer, order, run_dir, console
+            )
         if metrics is not None:
             metrics.write_quality(quality)
 
@@ -127,6 +142,7 @@ def _train_and_export(
     parts: Parts,
     tokenizer: Tokenizer,
     data: TrainingData,
+    order: TokenOrder,
     run_dir: Path,
     console: Console,
     metrics: MetricsWriter | None,
@@ -138,7 +154,8 @@ def _train_and_export(
     def export(name: str, step: int) -> None:
         """Write the averaged network and its place in the data."""
         samples = data.first_sample + step * config.train.global_batch_size
-        export_model(student, tokenizer, data.bos_id, run_dir / name, Place.of(data.stream, samples))
+        place = Place.of(data.stream, samples)
+        export_model(student, tokenizer, data.bos_id, run_dir / name, place, order)
 
     with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
 

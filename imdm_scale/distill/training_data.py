@@ -77,7 +77,7 @@ def find_data(config: Config, main_rank: int) -> FoundData:
     Raises:
         UserError: on that rank: something is not there, or does not fit together.
     """
-    return _from(main_rank, lambda: _find(config))
+    return told_by(main_rank, lambda: _find(config))
 
 
 def open_data(
@@ -103,7 +103,9 @@ def open_data(
                 parts.append((str(out), _prepared(corpus.path, config.model.length, found.tokenizer, out)))
         return parts
 
-    folders = tuple(PreparedFolder(url, manifest, fetch) for url, manifest in _from(main_rank, all_prepared))
+    folders = tuple(
+        PreparedFolder(url, manifest, fetch) for url, manifest in told_by(main_rank, all_prepared)
+    )
     _check_cache(config.data, folders)
     skip = config.data.on_damage == "skip"
     streams = [TokenStream(PreparedCorpus(folder, "train"), config.seed, skip) for folder in folders]
@@ -131,8 +133,8 @@ def fetch_settings(data: DataConfig) -> FetchSettings:
     )
 
 
-def _from(main_rank: int, make: Callable[[], T]) -> T:
-    """What `make` gives on one rank, on all ranks."""
+def told_by(main_rank: int, make: Callable[[], T]) -> T:
+    """What `make` gives on one rank, on all ranks. Collective."""
     made = [make() if dist.get_rank() == main_rank else None]
     dist.broadcast_object_list(made, src=main_rank)
     assert made[0] is not None

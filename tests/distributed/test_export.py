@@ -12,6 +12,7 @@ import torch
 from imdm_scale.checkpoint.save import export_model
 from imdm_scale.config.tree import Config
 from imdm_scale.data.tokenizer import load_tokenizer
+from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.hf.export import load_folder
 from tests.distributed.cases import build, exported
 from tests.distributed.layouts import Case, disaggregated, student, teacher
@@ -37,7 +38,7 @@ def exported_with_an_order(config: Config, ds_json: dict[str, Any], folder: Path
     """The student, written to `folder` with an order of its vocabulary."""
     _, parts = build(config, ds_json)
     assert parts.student is not None
-    export_model(parts.student, load_tokenizer(None), folder, vocabulary_order="frequency", rank_V=RANK_V)
+    export_model(parts.student, load_tokenizer(None), 1, folder, order=TokenOrder("frequency", RANK_V))
 
 
 def test_the_order_of_the_vocabulary_is_exported(pool: RankPool, tmp_path: Path) -> None:
