@@ -236,4 +236,4 @@ def _pick(probs_RW: np.ndarray, rows_S: np.ndarray, u_S: np.ndarray) -> np.ndarr
 
 
 def _known(ids_SL: np.ndarray, vocab_size: int) -> np.ndarray:
-    return ((ids_SL >= 0) & (ids_SL < vocab_size)).all(axis=1)
+    return np.all((ids_SL >= 0) & (ids_SL < vocab_size), axis=1)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from imdm_scale.config.tree import Config, DataConfig
 from imdm_scale.data.folder import FetchSettings, PreparedFolder
-from imdm_scale.data.manifest import FILE_NAME, Manifest
+from imdm_scale.data.manifest import FILE_NAME, Manifest, TokenizerRecord
 from imdm_scale.data.mixture import Mixture
 from imdm_scale.data.place import Place
 from imdm_scale.data.prepare import PrepareOptions, prepare
@@ -169,13 +169,16 @@ def _find(config: Config) -> FoundData:
             given = load_tokenizer(folders[0].tokenizer_folder())
         else:
             given = next(iter(tasks.values()), None) or load_tokenizer(None)
-    records = {folder.url: folder.manifest.tokenizer for folder in folders}
-    for url, record in {**records, **tasks}.items():
+    makers: dict[str, TokenizerRecord | Tokenizer] = {
+        **{folder.url: folder.manifest.tokenizer for folder in folders},
+        **tasks,
+    }
+    for url, record in makers.items():
         if record.fingerprint != given.fingerprint:
             of_run = config.tokenizer.path and f"tokenizer.path {config.tokenizer.path}"
             raise UserError(
                 f"the token ids of {url} (tokenizer {record.fingerprint[:12]}, {record.vocab_size} ids) and "
-                f"of {of_run or next(iter({**records, **tasks}))} (tokenizer {given.fingerprint[:12]}, "
+                f"of {of_run or next(iter(makers))} (tokenizer {given.fingerprint[:12]}, "
                 f"{given.vocab_size} ids) mean different words; leave tokenizer.path null, or prepare the data with "
                 "the tokenizer that the run is to have."
             )

@@ -5,6 +5,7 @@ Shapes: B batch, L positions, V vocabulary, S samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,18 @@ def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
     return layout, parts
 
 
-def run_updates(config: Config, layout: RunLayout, parts: Parts) -> Outcome:
-    """Either side of the training loop."""
+def run_updates(
+    config: Config, layout: RunLayout, parts: Parts, also: Callable[[Update], None] | None = None
+) -> Outcome:
+    """Either side of the training loop; `also` sees every update."""
     outcome = Outcome()
 
     def record(update: Update) -> None:
         outcome.losses.append(update.loss)
         outcome.grad_norms.append(update.grad_norm)
         outcome.transport_bytes.append(update.transport_bytes)
+        if also is not None:
+            also(update)
 
     method = method_of(config.method)
     if parts.service is not None:
@@ -80,6 +85,14 @@ def run_updates(config: Config, layout: RunLayout, parts: Parts) -> Outcome:
         record,
     )
     return outcome
+
+
+def first_update(config: Config, ds_json: dict[str, Any]) -> Update | None:
+    """The first update of the small run; None on a teacher's own rank."""
+    layout, parts = build(config, ds_json)
+    updates: list[Update] = []
+    run_updates(config, layout, parts, updates.append)
+    return updates[0] if updates else None
 
 
 def train_small(config: Config, ds_json: dict[str, Any]) -> Outcome:

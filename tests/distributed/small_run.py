@@ -51,6 +51,7 @@ SETTINGS = (
     "train.adam_eps=3e-4",  # as large as the gradients, whose rounding the update would otherwise magnify
     "train.ema_decay=0.3",
     "train.precision=fp32",
+    "log.diagnose_every=0",
 )
 
 
