@@ -73,6 +73,7 @@ def train(
     ema: Ema,
     plan: BatchPlan,
     after_update: Callable[[Update], None],
+    at_refresh: Callable[[Round, int], None] = lambda round_, step: None,
 ) -> int:
     """Run updates until `train.max_steps` or the end of the method's schedule. On every rank of the student.
 
@@ -80,6 +81,8 @@ def train(
         targets: where the teacher's part comes from; None for a method without a teacher.
         visitor: who visits states; None where all come from the data.
         after_update: called after each update: metrics, progress, checkpoints.
+        at_refresh: called with a round and its first update when the student has just become the round's teacher, and
+            still holds the weights that it gave.
 
     Returns:
         Number of updates done.
@@ -95,6 +98,7 @@ def train(
             averaged = ema.in_student() if config.method.refresh_from == "ema" else contextlib.nullcontext()
             with averaged:
                 targets.refresh(_weights(student, layout, student))
+                at_refresh(round_, step)
             if config.method.reset_optimizer:
                 student.reset_optimizer()
         begun = time.monotonic()

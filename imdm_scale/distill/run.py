@@ -152,7 +152,7 @@ def _train_and_export(
     assert student is not None and ema is not None and plan is not None
 
     def export(name: str, step: int) -> None:
-        """Write the averaged network and its place in the data."""
+        """Write the network's present weights and their place in the data."""
         samples = data.first_sample + step * config.train.global_batch_size
         place = Place.of(data.stream, samples)
         export_model(student, tokenizer, data.bos_id, run_dir / name, place, order)
@@ -168,7 +168,16 @@ def _train_and_export(
                     export(f"checkpoints/step-{update.step:08d}", update.step)
 
         num_updates = train(
-            config, layout, method, student, parts.targets, parts.visitor, ema, plan, after_update
+            config,
+            layout,
+            method,
+            student,
+            parts.targets,
+            parts.visitor,
+            ema,
+            plan,
+            after_update,
+            lambda round_, step: export(f"teachers/round-{round_.index:02d}", step),
         )
 
     with ema.in_student():

@@ -40,6 +40,7 @@ class Case:
         words += [config.method.name] * (config.method.name not in ("im_sdtt", "pretrain"))
         others = (
             "method.refresh_from",
+            "method.reset_optimizer",
             "method.states",
             "method.target",
             "model.qk_norm",
@@ -192,6 +193,7 @@ DISAGGREGATED = [
     ]
 ]
 
+RESET = (*DISTIL, "train.max_steps=4", "method.steps_per_round=2", "method.reset_optimizer=true")
 VARIANTS = [
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(2) + teacher(2) + micro_batches(4), 0),
@@ -199,6 +201,9 @@ VARIANTS = [
         (*DISTIL, *SHORT, "model.noise_fourier=3"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3
     ),
     Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
+    Case(RESET, student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
+    Case(RESET, student(2) + teacher() + micro_batches(2, 2), 1),
+    Case(RESET, student() + teacher() + micro_batches(2, 2), 0),
     Case(
         (*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 1, True) + teacher(2, 2) + micro_batches(4, 4), 3
     ),
@@ -215,7 +220,7 @@ METHODS = [
         (COUPLED, student() + teacher() + micro_batches(2, 1), "", 3),
         (COUPLED, student(2, 2) + teacher(2) + micro_batches(2, 4), "", 1),
         (
-            (*COUPLED, "method.target=progressive"),
+            ("coupled", "method.target=progressive"),
             student(2) + teacher(1, 2) + micro_batches(2, 2),
             "teacher.zero_stage=3",
             0,

@@ -149,6 +149,8 @@ def plain_run(config: Config) -> Outcome:
         if has_rounds and place == 0:
             fresh = average if config.method.refresh_from == "ema" else weights_of(student)
             teacher.load_state_dict(fresh)
+            if config.method.reset_optimizer:
+                optimizer.state.clear()
         if config.method.states != "data":
             network = teacher if config.method.states == "teacher" else student
             plan.visited = _visited(config, network, plan.micro_batch(step, 0))

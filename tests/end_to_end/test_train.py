@@ -79,7 +79,18 @@ def test_what_a_run_writes(finished_run: tuple[Path, str]) -> None:
     assert all(quality[role].keys() == {"1", "4"} for role in ("teacher", "student"))
     assert all(cell.keys() == {"perplexity", "entropy"} for cell in quality["student"].values())
     assert quality["data"].keys() == {"perplexity", "entropy"}
-    for name in ("quality.png", "student/config.json", "checkpoints/step-00000003/model.safetensors"):
+    assert [update["student_steps"] for update in updates] == [8, 8, 4, 4]
+    assert [update["network_evaluations"] for update in updates] == [24, 48, 72, 96]
+    assert updates[0]["diagnostics"]["noise_information"] == pytest.approx(0, abs=1e-9), (
+        "before the first update"
+    )
+    assert not any("diagnostics" in update for update in updates[1:])
+    files = (
+        "student/config.json",
+        "checkpoints/step-00000003/model.safetensors",
+        "teachers/round-01/config.json",
+    )
+    for name in ("quality.png", *files):
         assert (run_dir / name).stat().st_size > 0
     assert list((run_dir / "wandb").glob("offline-run-*"))
     for words in ("im_sdtt", "5.59 M parameters", "2 processes on cpu", "4/4", "Quality by sampling steps"):
@@ -111,7 +122,7 @@ def test_a_second_run_moves_the_first_aside_and_a_full_disk_loses_nothing(
     )
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and str(run_dir / "checkpoints") in errors[0]
+    assert len(errors) == 1 and str(run_dir / "teachers") in errors[0]
     aside = run_dir.with_name(f"{run_dir.name}.1")
     assert (aside / "student" / "model.safetensors").read_bytes() == weights
     assert not list(run_dir.rglob("model.safetensors"))
