@@ -1,7 +1,7 @@
 """What tells whether training does what it should, measured every `log.diagnose_every` updates.
 
-Shapes: B batch, L positions, D noise dimensions, N masked positions, V one shard of the vocabulary, E draws of the
-noise, P positions.
+Shapes: B batch, L positions, D noise dimensions, N masked positions, V one shard of the vocabulary, R positions of
+one chunk, E draws of the noise, P positions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imdm_scale.diffusion.inverse_cdf import argmax
+from imdm_scale.diffusion.inverse_cdf import MAX_ELEMENTS, argmax
 from imdm_scale.diffusion.likelihood import forbid_mask, log_softmax
 from imdm_scale.diffusion.noise import mask_noise
 from imdm_scale.diffusion.vocabulary import Vocabulary
@@ -19,7 +19,7 @@ from imdm_scale.parallel.engine import ModelEngine
 
 BINS = 8
 """Of the times t in (0, 1], and of the order in which a sample's positions are revealed."""
-MOST_POSITIONS = 16
+MOST_POSITIONS = 4
 """Positions of a text at which the use of the noise is measured, evenly spaced."""
 
 
@@ -59,9 +59,13 @@ class LossMeter:
             bin_N = (part_N * BINS).long().clamp(0, BINS - 1)
             self.sums_bins[row].index_add_(0, bin_N, losses_N)
             self.sums_bins[row + 1].index_add_(0, bin_N, ones_N)
-        allowed_NV = forbid_mask(logits_NV, mask_id, vocabulary)
-        hits_N = argmax(allowed_NV, vocabulary) == micro_batch.labels_N.to(device)
-        self.sums += torch.stack([entropy(allowed_NV, vocabulary).sum(), hits_N.sum(), ones_N.sum()])
+        rows = max(1, MAX_ELEMENTS // logits_NV.shape[-1])
+        labels_N = micro_batch.labels_N.to(device)
+        for logits_RV, labels_R in zip(logits_NV.split(rows), labels_N.split(rows), strict=True):
+            allowed_RV = forbid_mask(logits_RV, mask_id, vocabulary)
+            hits_R = argmax(allowed_RV, vocabulary) == labels_R
+            entropy_R = entropy(allowed_RV, vocabulary)
+            self.sums += torch.stack([entropy_R.sum(), hits_R.sum(), torch.ones_like(entropy_R).sum()])
 
     def result(self, group: dist.ProcessGroup, counts: bool) -> dict[str, float | list[float | None]]:
         """The measures over all ranks. Collective over `group`.
