@@ -34,16 +34,13 @@ def training_of(folder: Path) -> str:
     """Updates, network evaluations and I(token; e) of the run that made a model."""
     file = folder.parent / "metrics.jsonl"
     if not file.exists():
-        return "| | |"
+        return " | | "
     updates = [json.loads(line) for line in file.read_text().splitlines()]
     measured = [
-        u["diagnostics"]["noise_information"]
-        for u in updates
-        if "noise_information" in u.get("diagnostics", {})
+        update["diagnostics"].get("noise_information") for update in updates if "diagnostics" in update
     ]
-    information = f"{measured[-1]:.3f}" if measured else ""
-    evaluations = updates[-1].get("network_evaluations")
-    return f"{updates[-1]['step']:,} | {evaluations or '':,} | {information}" if evaluations else "| | "
+    information = f"{measured[-1]:.3f}" if measured and measured[-1] is not None else ""
+    return f"{updates[-1]['step']:,} | {updates[-1]['network_evaluations']:,} | {information}"
 
 
 def row(folder: Path, task: SyntheticTask, arguments: argparse.Namespace, sampler: str | None) -> str:
