@@ -15,9 +15,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imdm_scale.errors import UserError
+
+if TYPE_CHECKING:
+    from imdm_scale.data.tokenizer import Tokenizer
 
 FORMAT = 1
 """Version of the folder's layout; raised whenever the same input would give other blocks."""
@@ -76,6 +79,13 @@ class TokenizerRecord:
     bos_id: int
     eos_id: int
     mask_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerRecord:
+        """What a tokenizer's ids mean."""
+        return cls(
+            tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id
+        )
 
 
 @dataclass(frozen=True)

@@ -116,13 +116,7 @@ def prepare(
         length=options.length,
         dtype=shard_dtype(tokenizer.vocab_size),
         shuffle_window=options.shuffle_window,
-        tokenizer=TokenizerRecord(
-            tokenizer.fingerprint,
-            tokenizer.vocab_size,
-            tokenizer.bos_id,
-            tokenizer.eos_id,
-            tokenizer.mask_id,
-        ),
+        tokenizer=TokenizerRecord.of(tokenizer),
         source=_without(dataclasses.asdict(spec), "streaming"),  # a way to read the same text
         options=_without(dataclasses.asdict(options), "length", "shuffle_window"),  # which stand above
         splits={},
