@@ -20,9 +20,11 @@ from imdm_scale.config.tree import Config
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
+from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.methods import method_of
+from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.sampling import sample_texts, validation_nelbo
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.engine import ModelEngine, Student
@@ -93,6 +95,17 @@ def first_update(config: Config, ds_json: dict[str, Any]) -> Update | None:
     updates: list[Update] = []
     run_updates(config, layout, parts, updates.append)
     return updates[0] if updates else None
+
+
+def begin_anew(config: Config, plan: BatchPlan) -> None:
+    """Let a plan's samples come from the first one on again."""
+    read = plan.stream
+    plan.stream = ReplicaStream(
+        TokenStream(ArrayCorpus(small_blocks()), config.seed),
+        plan.dealing,
+        plan.dp_rank,
+        replica=read.replica,
+    )
 
 
 def train_small(config: Config, ds_json: dict[str, Any]) -> Outcome:
@@ -171,6 +184,8 @@ def teacher_through_a_refresh(config: Config, ds_json: dict[str, Any]) -> dict[s
     dtype = student.stages[0].config.params_dtype
     targets.refresh(whole_weights(student, layout.student, student.architecture, dtype, student.device))
     logits["taken"] = whole_logits_BLV(teacher)
+    for plan in (parts.student_plan, targets.teacher_plan):
+        begin_anew(config, plan)
     run_updates(config, layout, parts)
     logits |= {"later_student": whole_logits_BLV(student), "kept": whole_logits_BLV(teacher)}
     teacher.load(weights_of(plain_network(teacher.architecture)).items())
