@@ -32,9 +32,10 @@ def help_text(width: int = 110, prefixes: tuple[str, ...] = ("",)) -> str:
 def _lines(setting: Setting, width: int) -> list[str]:
     indent = "  " * (1 + setting.key.count("."))
     head = f"{indent}{setting.key}  {setting.type_name}  {_shown(setting.default)}"
+    meaning = " ".join(setting.doc.split())
     return [
         head,
-        *textwrap.wrap(setting.doc, width, initial_indent=indent + "    ", subsequent_indent=indent + "    "),
+        *textwrap.wrap(meaning, width, initial_indent=indent + "    ", subsequent_indent=indent + "    "),
     ]
 
 
