@@ -12,6 +12,7 @@ import pickle
 import socket
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -474,6 +475,17 @@ def closed_port():
     return f"http://127.0.0.1:{port}"
 
 
+@pytest.fixture
+def online(monkeypatch):
+    """The libraries try the network, also where the environment says that there is none."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.close_session()
+    yield
+    huggingface_hub.close_session()
+
+
+@pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_that_cannot_be_reached(tmp_path, monkeypatch, closed_port, streaming):
     monkeypatch.chdir(tmp_path)
@@ -490,6 +502,7 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch, closed_port, streamin
         open_documents(SourceSpec("nobody/nothing", streaming=streaming), "train")
 
 
+@pytest.mark.usefixtures("online")
 def test_hub_that_does_not_answer(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
