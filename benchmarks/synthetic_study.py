@@ -21,14 +21,6 @@ from imdm_scale.data.synthetic_source import synthetic_source
 from imdm_scale.evaluate.synthetic import possible_share, token_entropy
 from imdm_scale.hf.export import load_folder
 
-BATCH = 1024
-
-
-def samples(folder: Path, num_steps: int, count: int, seed: int, sampler: str | None) -> np.ndarray:
-    """Token ids (S, L) that a model writes."""
-    model = load_folder(folder).float()
-    return model.generate_text(count, num_steps, seed, sampler=sampler).numpy()
-
 
 def training_of(folder: Path) -> str:
     """Updates, network evaluations and I(token; e) of the run that made a model."""
@@ -45,9 +37,12 @@ def training_of(folder: Path) -> str:
 
 def row(folder: Path, task: SyntheticTask, arguments: argparse.Namespace, sampler: str | None) -> str:
     """The cells of one model."""
+    model = load_folder(folder).float()
     cells = []
     for num_steps in arguments.steps:
-        ids_SL = samples(folder, num_steps, arguments.num_samples, arguments.seed, sampler)
+        ids_SL = model.generate_text(
+            arguments.num_samples, num_steps, arguments.seed, sampler=sampler
+        ).numpy()
         share = possible_share(ids_SL, task)
         part = token_entropy(ids_SL, task.vocab_size) / np.log(task.vocab_size)
         cells.append(f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}] / {part:.3f}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.errors import UserError
-from imdm_scale.hf.export import RANKS, WEIGHTS_FILE
+from imdm_scale.hf.export import WEIGHTS_FILE
 from imdm_scale.model.weights import canonical_shapes, initial_weight
 
 Source = Callable[[str], Tensor]
@@ -23,16 +21,6 @@ def fresh_weights(architecture: Architecture, seed: int) -> Source:
     """The initial values of a network."""
     shapes = canonical_shapes(architecture)
     return lambda name: initial_weight(name, shapes[name], architecture, seed)
-
-
-def folder_ranks(folder: Path) -> Tensor | None:
-    """The order in which an exported model draws its tokens: int64 ranks (V,), None for the order of ids.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with _opened(folder / WEIGHTS_FILE) as file:
-        return file.get_tensor(RANKS) if RANKS in file.keys() else None  # noqa: SIM118
 
 
 def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Source:
@@ -47,8 +35,11 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
     path = folder / WEIGHTS_FILE
     shapes = canonical_shapes(architecture)
     fresh = fresh_weights(architecture, seed)
-    with _opened(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); export the model again.") from None
     for name, shape in shapes.items():
         if name not in found and name.startswith("mask_embedding."):
             continue
@@ -66,12 +57,3 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
             return file.get_tensor(name)
 
     return whole_tensor
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); export the model again.") from None

@@ -66,6 +66,11 @@ def _check_method(config: Config) -> None:
             f"train.init_from is {config.train.init_from}, but with method.name {method.name} the student "
             "starts as a copy of the teacher; name the weights in teacher.path."
         )
+    if method.name != "coupled" and method.vocabulary_order != "identity":
+        raise UserError(
+            f"method.vocabulary_order is {method.vocabulary_order}, but method.name is {method.name}, and only coupled "
+            "ties tokens to the noise in an order; leave method.vocabulary_order out, or set method.name=coupled."
+        )
     if method.name == "coupled" and architecture_of(config, vocab_size=1, mask_token_id=0).noise_dim < 2:
         raise UserError(
             "method.name is coupled, whose tokens and times are read from the first two dimensions of the noise, but "

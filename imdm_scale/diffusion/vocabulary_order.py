@@ -25,11 +25,6 @@ class TokenOrder:
     """int64 place of each token; None is the order of ids."""
 
 
-def order_by_id(vocab_size: int) -> Tensor:
-    """Tokens in the order of their ids: int64 ranks (V,)."""
-    return torch.arange(vocab_size)
-
-
 def order_by_frequency(counts_V: Tensor) -> Tensor:
     """The most frequent token first, of equals the lowest id: int64 ranks (V,) on the device of the counts."""
     return ranks_of(counts_V.argsort(descending=True, stable=True))

@@ -13,6 +13,7 @@ Shapes: B batch, L positions, N masked positions, V one shard of the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -65,10 +66,6 @@ class Coupled(Distillation):
             return Round(index=0, starts=step == 0, teacher_steps=float(self.teacher.trajectory_steps))
         return self.teacher.rounds.at(step)
 
-    def normaliser(self, micro_batch: MicroBatch) -> int:
-        """The masked positions."""
-        return micro_batch.positions_N.numel()
-
     def losses(
         self,
         micro_batch: MicroBatch,
@@ -109,20 +106,11 @@ class Coupled(Distillation):
             labels_N = labels[0].where(chosen_N.to(labels_N.device), labels[1])
         return labels_N[:, None] if teacher.groups.is_last_stage else None
 
-    def tokens(
-        self, network: ModelEngine, batch: MicroBatch, x_BL: Tensor, positions_N: Tensor, u_N: Tensor
-    ) -> Tensor:
-        """See `Distillation.tokens`. A teacher always draws, at its own temperature."""
-        is_teacher = isinstance(network, Teacher)
-        return network.tokens(
-            x_BL,
-            lambda rows: batch.mask_noise(network.architecture, network.device, rows),
-            positions_N,
-            u_N,
-            temperature=self.teacher.temperature if is_teacher else 1.0,
-            greedy=self.greedy_student and not is_teacher,
-            rank_V=self.rank_V,
-        )
+    def drawing(self, network: ModelEngine) -> dict[str, Any]:
+        """See `Distillation.drawing`. A teacher always draws, at its own temperature."""
+        if isinstance(network, Teacher):
+            return {"temperature": self.teacher.temperature, "rank_V": self.rank_V}
+        return {"greedy": self.greedy_student, "rank_V": self.rank_V}
 
     def visiting_uniforms(self, batch: MicroBatch, architecture: Architecture) -> Tensor:
         """The noise's own, as in the coupled sampler."""

@@ -38,10 +38,6 @@ class ImSdtt(Distillation):
         """The round of an update, None when the schedule is over."""
         return self.rounds.at(step)
 
-    def normaliser(self, micro_batch: MicroBatch) -> int:
-        """The masked positions."""
-        return micro_batch.positions_N.numel()
-
     def losses(
         self,
         micro_batch: MicroBatch,

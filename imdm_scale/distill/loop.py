@@ -16,12 +16,12 @@ from torch import Tensor
 from imdm_scale.config.layout import RunLayout
 from imdm_scale.config.tree import Config
 from imdm_scale.distill.batch_plan import BatchPlan
+from imdm_scale.distill.build import Parts
 from imdm_scale.distill.diagnostics import LossMeter, noise_information
-from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.learning_rate import learning_rate
 from imdm_scale.distill.method import Distillation, Method
 from imdm_scale.distill.rounds import Round
-from imdm_scale.distill.teaching import Targets, TeacherService
+from imdm_scale.distill.teaching import Targets
 from imdm_scale.distill.visits import Visitor
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.engine import Student, Teacher
@@ -67,19 +67,13 @@ def train(
     config: Config,
     layout: RunLayout,
     method: Method,
-    student: Student,
-    targets: Targets | None,
-    visitor: Visitor | None,
-    ema: Ema,
-    plan: BatchPlan,
+    parts: Parts,
     after_update: Callable[[Update], None],
     at_refresh: Callable[[Round, int], None] = lambda round_, step: None,
 ) -> int:
     """Run updates until `train.max_steps` or the end of the method's schedule. On every rank of the student.
 
     Args:
-        targets: where the teacher's part comes from; None for a method without a teacher.
-        visitor: who visits states; None where all come from the data.
         after_update: called after each update: metrics, progress, checkpoints.
         at_refresh: called with a round and its first update when the student has just become the round's teacher, and
             still holds the weights that it gave.
@@ -90,6 +84,9 @@ def train(
     Raises:
         UserError: the loss is no longer a finite number.
     """
+    student, ema, plan = parts.student, parts.ema, parts.student_plan
+    assert student is not None and ema is not None and plan is not None, "this rank has a student"
+    targets, visitor = parts.targets, parts.visitor
     started = time.monotonic()
     num_samples, num_evaluations, num_clipped = config.train.global_batch_size, 0, 0
     step = -1
@@ -141,22 +138,17 @@ def train(
     return step + 1
 
 
-def serve(
-    config: Config,
-    layout: RunLayout,
-    method: Method,
-    teacher: Teacher,
-    service: TeacherService,
-    visitor: Visitor | None,
-) -> None:
+def serve(config: Config, layout: RunLayout, method: Method, parts: Parts) -> None:
     """The teacher's side of `train` where it has ranks of its own."""
+    teacher, service = parts.teacher, parts.service
+    assert teacher is not None and service is not None, "this rank has a teacher and no student"
     for step, round_ in _schedule(config, method):
         if _becomes_teacher(round_):
             service.drain()
             service.refresh(_weights(None, layout, teacher))
         service.plan.advance(step)
-        if visitor is not None:
-            visitor.visit(step)
+        if parts.visitor is not None:
+            parts.visitor.visit(step)
         service.serve(step)
     service.drain()
 

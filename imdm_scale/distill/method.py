@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,10 @@ class Distillation(Method):
     shows: Shows
     """The form of what the student learns from."""
 
+    def normaliser(self, micro_batch: MicroBatch) -> int:
+        """The masked positions: the loss is a mean over those of the global batch."""
+        return micro_batch.positions_N.numel()
+
     @abstractmethod
     def teach(self, teacher: Teacher, batch: MicroBatch) -> Tensor | None:
         """What the student learns from, a row for each masked position: final hidden states (N, H), or int64 (N, 1).
@@ -94,11 +99,16 @@ class Distillation(Method):
     ) -> Tensor:
         """A network's tokens (N,) for some positions of a batch in state x, on every rank of the network.
 
-        It sees the batch's own noise.
+        It sees the batch's own noise, and draws as `drawing` says.
         """
         return network.tokens(
             x_BL,
             lambda rows: batch.mask_noise(network.architecture, network.device, rows),
             positions_N,
             u_N,
+            **self.drawing(network),
         )
+
+    def drawing(self, network: ModelEngine) -> dict[str, Any]:
+        """How a network draws in this method: keywords of `ModelEngine.tokens`."""
+        return {}

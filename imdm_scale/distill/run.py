@@ -111,8 +111,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsWriter(config, run_dir)) if is_main else None
         if parts.service is not None:
-            assert parts.teacher is not None
-            serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
+            serve(config, layout, method, parts)
         else:
             _train_and_export(
                 config, layout, method, parts, tokenizer, data, order, run_dir, console, metrics
@@ -148,8 +147,8 @@ def _train_and_export(
     metrics: MetricsWriter | None,
 ) -> None:
     """The student's side: train, save on the way, export the averaged network."""
-    student, ema, plan = parts.student, parts.ema, parts.student_plan
-    assert student is not None and ema is not None and plan is not None
+    student, ema = parts.student, parts.ema
+    assert student is not None and ema is not None
 
     def export(name: str, step: int) -> None:
         """Write the network's present weights and their place in the data."""
@@ -171,11 +170,7 @@ def _train_and_export(
             config,
             layout,
             method,
-            student,
-            parts.targets,
-            parts.visitor,
-            ema,
-            plan,
+            parts,
             after_update,
             lambda round_, step: export(f"teachers/round-{round_.index:02d}", step),
         )

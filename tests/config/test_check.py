@@ -67,6 +67,9 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
     [
         ("method.initial_steps", "1", "at least 2"),
         ("method.sampling_eps", "0.0", "above 0 and below 1"),
+        ("method.visit_share", "0.0", "above 0 and at most 1"),
+        ("method.trajectory_share", "1.0", "above 0 and below 1"),
+        ("log.noise_draws", "1", "at least 2"),
         ("model.dropout", "1.0", "at least 0 and below 1"),
         ("model.dropout", "-0.1", "at least 0 and below 1"),
         ("model.dropout", "nan", "at least 0 and below 1"),
@@ -91,6 +94,14 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
 def test_ranges(key: str, value: str, allowed: str) -> None:
     message = refusal(f"{key}={value}")
     assert f"{key} is {value}" in message and message.endswith(f"must be {allowed}.")
+
+
+def test_what_belongs_to_a_method() -> None:
+    assert "model.noise_dim is 0; set it to 2 or more" in refusal("method.name=coupled", "model.noise_dim=0")
+    order = refusal("method.vocabulary_order=frequency")
+    assert "method.vocabulary_order is frequency, but method.name is im_sdtt" in order
+    states = refusal("method.name=pretrain", "method.states=student")
+    assert "method.states is student" in states and "set it to data" in states
 
 
 def test_every_number_has_a_range() -> None:

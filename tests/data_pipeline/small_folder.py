@@ -42,10 +42,7 @@ def write_small_folder(folder: Path, num_train: int = 4, num_valid: int = 1) -> 
     tokenizer = load_tokenizer(None)
     (folder / TOKENIZER_FOLDER).mkdir()
     tokenizer.save(folder / TOKENIZER_FOLDER)
-    record = TokenizerRecord(
-        tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id
-    )
-    manifest = Manifest(FORMAT, LENGTH, "uint16", 2, record, {}, {}, splits)
+    manifest = Manifest(FORMAT, LENGTH, "uint16", 2, TokenizerRecord.of(tokenizer), {}, {}, splits)
     (folder / FILE_NAME).write_text(manifest.to_json())
     return manifest
 

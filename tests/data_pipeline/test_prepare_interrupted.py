@@ -19,7 +19,7 @@ import pytest
 
 import imdm_scale.data
 from imdm_scale.errors import UserError
-from tests.data_pipeline.test_prepare import TEXTS, TOKENIZER, files_of, prepared, report_always, source
+from tests.data_pipeline.preparing import TEXTS, TOKENIZER, files_of, prepared, report_always, source
 
 __all__ = ["report_always", "source"]
 

@@ -71,21 +71,9 @@ def run_updates(
 
     method = method_of(config.method)
     if parts.service is not None:
-        assert parts.teacher is not None
-        serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
-        return outcome
-    assert parts.student is not None and parts.ema is not None and parts.student_plan is not None
-    train(
-        config,
-        layout,
-        method,
-        parts.student,
-        parts.targets,
-        parts.visitor,
-        parts.ema,
-        parts.student_plan,
-        record,
-    )
+        serve(config, layout, method, parts)
+    else:
+        train(config, layout, method, parts, record)
     return outcome
 
 

@@ -82,7 +82,6 @@ def train_until_one_fails(
                 fail()
 
         if parts.service is not None:
-            assert parts.teacher is not None
             serve_one = parts.service.serve
 
             def serve_and_fail(step: int) -> None:
@@ -90,20 +89,9 @@ def train_until_one_fails(
                 after_update(step + 1)
 
             parts.service.serve = serve_and_fail  # type: ignore[method-assign]
-            serve(config, layout, method, parts.teacher, parts.service, parts.visitor)
+            serve(config, layout, method, parts)
         else:
-            assert parts.student is not None and parts.ema is not None and parts.student_plan is not None
-            train(
-                config,
-                layout,
-                method,
-                parts.student,
-                parts.targets,
-                parts.visitor,
-                parts.ema,
-                parts.student_plan,
-                lambda update: after_update(update.step),
-            )
+            train(config, layout, method, parts, lambda update: after_update(update.step))
         end_process_group()
 
 

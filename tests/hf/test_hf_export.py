@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imdm_scale.checkpoint.weights import folder_ranks
+from imdm_scale.checkpoint.weights import folder_weights
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import load_folder, save_folder, travelling_code
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
+from tests.tiny import tiny
 
 ALONE = """
 import json, sys
@@ -121,14 +122,15 @@ def test_the_order_of_the_vocabulary_travels_with_the_weights(network, tmp_path)
         assert loaded.config.vocabulary_order == "projection"
         assert loaded.vocabulary_rank.dtype == torch.int64 and torch.equal(loaded.vocabulary_rank, rank_V)
         assert loaded.dtype == torch.bfloat16
-    assert torch.equal(folder_ranks(folder), rank_V)
+    assert torch.equal(load_file(folder / "model.safetensors")["vocabulary_rank"], rank_V)
     plain = save_folder(network(), network().config, tmp_path / "plain")
-    assert folder_ranks(plain) is None and load_folder(plain).vocabulary_rank is None
+    assert "vocabulary_rank" not in load_file(plain / "model.safetensors")
+    assert load_folder(plain).vocabulary_rank is None
     with pytest.raises(ValueError, match="vocabulary_rank"):
         save_folder(network(), model.config, tmp_path / "without")
     (plain / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        folder_ranks(plain)
+        folder_weights(plain, tiny(), seed=0)
 
 
 def test_travelling_code_is_flat_and_closed():
