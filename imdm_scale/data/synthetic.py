@@ -156,8 +156,9 @@ class HiddenMarkov(SyntheticTask):
                 message_SK = message_SK @ self.transition_KK
             message_SK = message_SK * self.emission_KV.T[ids_SL[:, i]]
             scale_S = message_SK.sum(axis=1)
-            message_SK = message_SK / scale_S[:, None]
-            log_prob_S = log_prob_S + np.log(scale_S)
+            message_SK = message_SK / np.where(scale_S > 0, scale_S, 1.0)[:, None]
+            with np.errstate(divide="ignore"):  # an entry of the law may be 0 in float64
+                log_prob_S = log_prob_S + np.log(scale_S)
         return np.where(known_S, log_prob_S, -np.inf)
 
     def token_probs(self) -> np.ndarray:

@@ -52,6 +52,17 @@ def test_samples_follow_the_law(task) -> None:
     assert np.array_equal(task.samples(1, 700, 10), ids_SL[700:710]), "a pure function of the sample's number"
 
 
+def test_a_law_with_zeros_forbids_sequences() -> None:
+    """So small a concentration leaves entries that float64 takes for 0."""
+    task = HiddenMarkov(vocab_size=3, length=4, num_states=2, concentration=1e-3, law_seed=3)
+    assert (task.emission_KV == 0).any()
+    sequences = np.array(list(itertools.product(range(3), repeat=4)))
+    log_probs = task.log_probs(sequences)
+    assert np.isneginf(log_probs).any() and not np.isnan(log_probs).any()
+    assert np.allclose(np.exp(log_probs), task.all_probs(), atol=1e-15)
+    assert np.isfinite(task.log_probs(task.samples(0, 0, 1000))).all()
+
+
 def test_known_numbers() -> None:
     assert AllEqual(vocab_size=32, length=8).total_correlation().value == pytest.approx(7 * np.log(32))
     low, high = HMM.entropy_rate_bounds()
