@@ -25,12 +25,12 @@ from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.console import ProgressReport, data_description, plan_table
+from imdm_scale.distill.likelihood import validation_nelbo
 from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.method import Method
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.metrics import MetricsWriter
 from imdm_scale.distill.quality import report_quality
-from imdm_scale.distill.sampling import validation_nelbo
 from imdm_scale.distill.teacher_folder import check_teacher_folder
 from imdm_scale.distill.token_order import token_order
 from imdm_scale.distill.training_data import TrainingData, find_data, open_data, told_by
@@ -181,10 +181,10 @@ def _train_and_export(
         if config.method.name == "pretrain":
             evaluate = config.evaluate
             valid_blocks = data.first_blocks("valid", evaluate.max_tokens)
-            nelbo = validation_nelbo(student, valid_blocks, evaluate.batch_size, evaluate.seed)
-            console.print(f"validation NELBO {nelbo:.4f} nats per token")
+            bound = validation_nelbo(student, valid_blocks, evaluate.batch_size, evaluate.seed)
+            console.print(f"validation NELBO {bound.nelbo:.4f} nats per token")
             if metrics is not None:
-                (run_dir / "validation.json").write_text(json.dumps({"nelbo": nelbo}) + "\n")
+                (run_dir / "validation.json").write_text(json.dumps(asdict(bound)) + "\n")
 
 
 def _path(setting: str | None) -> Path | None:

@@ -22,10 +22,11 @@ from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.build import Parts, build_parts
+from imdm_scale.distill.likelihood import validation_nelbo
 from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.replica_stream import ReplicaStream
-from imdm_scale.distill.sampling import sample_texts, validation_nelbo
+from imdm_scale.distill.sampling import sample_texts
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.engine import ModelEngine, Student
 from imdm_scale.parallel.layout import build_groups
@@ -196,7 +197,7 @@ def sampled(config: Config, ds_json: dict[str, Any]) -> list[tuple[np.ndarray, f
     return [
         (
             sample_texts(model, SamplerSettings(num_steps=4), 13, batch_size=4, seed=5, bos_id=1).numpy(),
-            validation_nelbo(model, small_blocks()[:16], batch_size=4, seed=6),
+            validation_nelbo(model, small_blocks()[:13], batch_size=4, seed=6, num_draws=2).nelbo,
         )
         for model in (parts.student, parts.teacher)
         if model is not None
