@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from imdm_scale.data.tokenizer import holds_tokenizer, load_tokenizer
 from imdm_scale.diffusion.sampler import SAMPLERS
 from imdm_scale.errors import UserError
+from imdm_scale.evaluate.exported import tokenizer_of
 from imdm_scale.hf.export import load_folder
 
 
@@ -58,13 +58,7 @@ def write_texts(arguments: argparse.Namespace) -> list[str]:
         UserError: the folder holds no model, or a number is out of range.
     """
     model = load_folder(arguments.model).float()
-    has_tokenizer = holds_tokenizer(arguments.model)
-    tokenizer = load_tokenizer(arguments.model if has_tokenizer else None, setting="--model")
-    if model.config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
-        raise UserError(
-            f"--model {arguments.model} was trained with another tokenizer than "
-            f"{'the one beside it' if has_tokenizer else 'the packaged one'}; put the files of its own there."
-        )
+    tokenizer = tokenizer_of(arguments.model, model.config)
     begins_with = [] if model.config.bos_token_id is None else [model.config.bos_token_id]
     try:
         ids_SL = model.generate_text(
