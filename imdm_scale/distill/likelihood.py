@@ -16,6 +16,7 @@ from torch import Tensor
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.likelihood import nelbo_terms
 from imdm_scale.diffusion.schedule import stratified_times
+from imdm_scale.distill.micro_batch import MicroBatch
 from imdm_scale.distill.states import CorruptedData
 from imdm_scale.parallel.engine import ModelEngine
 
@@ -87,7 +88,7 @@ def nelbo_of_draw(
         ids_BL, sample_ids_B = stream.fetch((slots_B % count).numpy()), slots_B % count
         batch = states.micro_batch(seed, draw, ids_BL, sample_ids_B, t_S[sample_ids_B])
 
-        def terms(output: Tensor, which: slice, batch=batch) -> Tensor:  # type: ignore[no-untyped-def]
+        def terms(output: Tensor, which: slice, batch: MicroBatch = batch) -> Tensor:
             return nelbo_terms(
                 model.logits(output),
                 batch.labels_N[which].to(device),

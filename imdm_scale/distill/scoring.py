@@ -39,7 +39,7 @@ def score(
 ) -> None:
     """Scores the first `num_samples` samples of the cells and as many validation blocks, and shows the table.
 
-    Collective. What the judge has scored before is not scored again.
+    Collective. What the judge has scored before is not scored again, and stays beside the cells that are asked for.
 
     Args:
         text_length: tokens to which texts are cut; None leaves them whole.
@@ -53,6 +53,7 @@ def score(
     texts: dict[str, np.ndarray] = told_by(
         MAIN_RANK, lambda: {data_name: reference.blocks("valid", num_samples)[:, :text_length]}
     )
+    cells = sorted({*cells, *told_by(MAIN_RANK, lambda: _scored_before(evaluation, judge, num_samples))})
     points: dict[Cell, FrontierPoint] = {}
     by_cell: dict[str, Any] = {}
     scorer = None
@@ -111,6 +112,17 @@ def _judge(evaluation: Evaluation, arguments: argparse.Namespace, reference: Ref
         max_blocks = max(1, arguments.data_tokens // model.architecture.length)
         blocks = told_by(MAIN_RANK, lambda: reference.blocks("train", max_blocks))
         return NgramJudge(blocks, model.tokenizer.vocab_size, model.tokenizer.eos_id, reference.manifest.hash)
+
+
+def _scored_before(evaluation: Evaluation, judge: Judge, num_samples: int) -> list[Cell]:
+    """Cells of which the judge knows that many samples."""
+    folder = evaluation.folder
+    assert folder is not None
+    cells = [Cell(noted["num_steps"], noted["temperature"]) for noted in folder.cells.values()]
+    known = {cell: folder.token_scores(judge.name, cell.name) for cell in cells}
+    return [
+        cell for cell, scores_S2 in known.items() if scores_S2 is not None and len(scores_S2) >= num_samples
+    ]
 
 
 def _scored(evaluation: Evaluation, judge: Judge, name: str, ids_SL: np.ndarray) -> SampleScores:

@@ -40,7 +40,10 @@ def scores_table(kept: dict[str, Any]) -> Table:
     for num_steps, found in kept["frontier"].items():
         if len(found["temperatures"]) > 1:
             table.add_row(
-                num_steps, "data's entropy", interval(found["perplexity"]), number(found["data_entropy"])
+                num_steps,
+                "at the data's\nentropy",
+                interval(found["perplexity"]),
+                number(found["data_entropy"]),
             )
     return table
 
@@ -63,19 +66,19 @@ def likelihood_table(figures: dict[str, Any]) -> Table:
 
 
 def interval(found: dict[str, Any] | None) -> str:
-    """`value (low to high)`; a dash where there is no value."""
+    """The value, and below it the ends of its interval; a dash where there is no value."""
     if found is None:
         return "-"
     if found["low"] is None:
         return number(found["value"])
-    return f"{number(found['value'])} ({number(found['low'])} to {number(found['high'])})"
+    return f"{number(found['value'])}\n{number(found['low'])} to {number(found['high'])}"
 
 
 def number(value: float | None) -> str:
     """With as many digits as can be read; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.3f}"
 
 
 def _common(figures: dict[str, Any]) -> list[str]:
