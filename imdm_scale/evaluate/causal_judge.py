@@ -65,8 +65,9 @@ class CausalJudge:
     @torch.no_grad()
     def _score_texts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = self._own_tokenizer(texts, truncation=True, max_length=self._length)["input_ids"]
-        width = max(2, *map(len, encoded))
-        # Filled up on the right with EOS, whatever the tokenizer's own padding: a causal model does not see it.
+        # Filled up on the right with EOS, of which only the first can count: so one more than the longest text is
+        # enough, and what a text scores does not depend on the others.
+        width = max(2, min(self._length, 1 + max(map(len, encoded))))
         ids_BJ = torch.full((len(texts), width), self._eos_id)
         for row, ids in zip(ids_BJ, encoded, strict=True):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
