@@ -99,6 +99,8 @@ def small_architecture(config: Config) -> Architecture:
         dropout=model.dropout,
         qk_norm=model.qk_norm,
         noise_fourier=model.noise_fourier,
+        num_masks=model.num_masks,
+        **({"noise_dim": 1} if model.num_masks else {}),
     )
 
 
