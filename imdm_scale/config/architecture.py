@@ -38,6 +38,9 @@ class Architecture:
     noise_fourier: int = 0
     """Number K of frequencies of the Fourier features (`imdm_scale.diffusion.fourier`) that the mask embedding reads
     beside the noise itself; above 0 needs a noise_dim of at least 2."""
+    num_masks: int = 0
+    """Number K of masks that the network tells apart (`imdm_scale.diffusion.finite_masks`); 0: infinitely many. A
+    network of K masks has a noise_dim of 1."""
     dropout: float = 0.0
     """Probability of dropping an element of a residual branch in training."""
     qk_norm: bool = False
@@ -74,6 +77,8 @@ class Architecture:
         block = 4 * d + 4 * d * d + 8 * d * d + 5 * d + (4 * self.head_dim if self.qk_norm else 0)
         noise_width = self.noise_dim + self.num_noise_features
         mask_embedding = noise_width * 4 * d + 4 * d + 4 * d * d if self.noise_dim else 0
+        if self.num_masks:
+            mask_embedding = self.num_masks * d
         return v * d + mask_embedding + self.num_layers * block + 2 * d + v * d + v
 
 
@@ -112,6 +117,8 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         given = getattr(model, name)
         if given is not None:
             shape[name] = given
+    if model.num_masks:
+        shape["noise_dim"] = 1
     return Architecture(
         vocab_size=vocab_size,
         mask_token_id=mask_token_id,
@@ -119,6 +126,7 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         noise_kind=model.noise_kind,
         noise_scale=model.noise_scale,
         noise_fourier=model.noise_fourier,
+        num_masks=model.num_masks,
         sampler=_sampler_of(config),
         dropout=model.dropout,
         qk_norm=model.qk_norm,

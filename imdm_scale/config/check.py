@@ -72,9 +72,11 @@ def _check_method(config: Config) -> None:
             "ties tokens to the noise in an order; leave method.vocabulary_order out, or set method.name=coupled."
         )
     if method.name == "coupled" and architecture_of(config, vocab_size=1, mask_token_id=0).noise_dim < 2:
+        setting = "num_masks" if config.model.num_masks else "noise_dim"
         raise UserError(
             "method.name is coupled, whose tokens and times are read from the first two dimensions of the noise, but "
-            f"model.noise_dim is {config.model.noise_dim}; set it to 2 or more."
+            f"model.{setting} is {getattr(config.model, setting)}; "
+            f"{'set it to 0' if config.model.num_masks else 'set it to 2 or more'}."
         )
     if method.min_steps > method.initial_steps:
         raise UserError(
@@ -106,6 +108,16 @@ def _check_network(config: Config) -> None:
         raise UserError(
             f"model.hidden_size {hidden} over model.num_heads {heads} gives heads of width "
             f"{hidden / heads:g}, but the rotary embedding needs an even whole number; {remedy}."
+        )
+    if config.model.num_masks == 1:
+        raise UserError(
+            "model.num_masks is 1, but a single mask is that of a plain masked diffusion model; set model.num_masks to "
+            "2 or more, or model.num_masks=0 and model.noise_dim=0 for the plain model."
+        )
+    if config.model.num_masks and config.model.noise_dim not in (None, 1):
+        raise UserError(
+            f"model.num_masks is {config.model.num_masks} and model.noise_dim is {config.model.noise_dim}, but masks "
+            "are either so many or noise of so many dimensions; leave one of the two out."
         )
     if shape.noise_fourier and shape.noise_dim < 2:
         raise UserError(

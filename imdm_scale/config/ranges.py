@@ -69,6 +69,7 @@ RANGES: dict[str, Range | OneOf] = {
     "model.noise_dim": NOT_NEGATIVE,
     "model.noise_scale": POSITIVE,
     "model.noise_fourier": NOT_NEGATIVE,
+    "model.num_masks": NOT_NEGATIVE,
     "model.attention_softcap": NOT_NEGATIVE,
     "model.hidden_size": COUNT,
     "model.num_layers": COUNT,

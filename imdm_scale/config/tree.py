@@ -73,6 +73,8 @@ class ModelConfig:
     """Scale of the noise."""
     noise_fourier: int = 0
     """Frequencies at which the network also reads the noise's first two dimensions; 16 lets it read coupled noise."""
+    num_masks: int = 0
+    """Number of masks, each with an embedding of its own, in the place of noise; 0: infinitely many, that is noise."""
     qk_norm: bool = False
     """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
     attention_softcap: float = 0.0

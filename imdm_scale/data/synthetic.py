@@ -57,6 +57,10 @@ class SyntheticTask(ABC):
         """Exact law of the token at any one position, float64 (V,): both tasks are stationary."""
 
     @abstractmethod
+    def pair_probs(self) -> np.ndarray:
+        """Exact joint law of the tokens at two adjacent positions, float64 (V, V)."""
+
+    @abstractmethod
     def block_entropy(self) -> Estimate:
         """Entropy of a whole sequence, H(X_1..X_L), in nats: exact, or by Monte Carlo of -ln p."""
 
@@ -98,6 +102,9 @@ class AllEqual(SyntheticTask):
 
     def token_probs(self) -> np.ndarray:
         return np.full(self.vocab_size, 1 / self.vocab_size)
+
+    def pair_probs(self) -> np.ndarray:
+        return np.eye(self.vocab_size) / self.vocab_size
 
     def block_entropy(self) -> Estimate:
         return Estimate(float(np.log(self.vocab_size)), 0.0)
@@ -163,6 +170,10 @@ class HiddenMarkov(SyntheticTask):
 
     def token_probs(self) -> np.ndarray:
         return self.stationary_K @ self.emission_KV
+
+    def pair_probs(self) -> np.ndarray:
+        first_KV = self.stationary_K[:, None] * self.emission_KV
+        return first_KV.T @ self.transition_KK @ self.emission_KV
 
     def block_entropy(self) -> Estimate:
         probs = self.all_probs()

@@ -60,15 +60,23 @@ def coordinates(noise: Tensor, kind: str = "uniform", scale: float = 1.0) -> Coo
             f"noise of {noise.shape[-1]} dimensions cannot say which token and when; coupling reads two, so "
             "noise_dim must be at least 2"
         )
-    e = noise[..., :2].double() / scale
+    return Coordinates(*uniform_of(noise[..., :2], kind, scale).unbind(-1))
+
+
+def uniform_of(noise: Tensor, kind: str = "uniform", scale: float = 1.0) -> Tensor:
+    """Numbers of the noise's law as float64 uniforms on [0, 1), by its distribution function.
+
+    Raises:
+        ValueError: a `kind` other than "uniform" and "normal".
+    """
+    e = noise.double() / scale
     if kind == "uniform":
         uniforms = (e + 1.0) / 2.0
     elif kind == "normal":
         uniforms = torch.special.ndtr(e)
     else:
         raise ValueError(f"the noise's kind must be 'uniform' or 'normal', not {kind!r}")
-    u, tau = uniforms.clamp(0.0, LARGEST_BELOW_ONE).unbind(-1)
-    return Coordinates(u, tau)
+    return uniforms.clamp(0.0, LARGEST_BELOW_ONE)
 
 
 def noise_of_masked(noise_BLD: Tensor, t_B: Tensor, kind: str = "uniform", scale: float = 1.0) -> Tensor:

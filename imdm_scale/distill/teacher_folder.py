@@ -21,8 +21,8 @@ FREE_TO_DIFFER = (
     "initializer_range",
     "sampler",
 )
-"""A run may choose these anew: no weight of the plain network depends on them. Nor on Fourier features, where the
-model has none."""
+"""A run may choose these anew: no weight of the plain network depends on them. Nor on Fourier features or
+on a number of masks, where the model has none."""
 
 
 def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: Tokenizer) -> None:
@@ -48,7 +48,9 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
             "choose a teacher of this tokenizer."
         )
     theirs = architecture_from_config(config)
-    free = FREE_TO_DIFFER if theirs.noise_fourier else (*FREE_TO_DIFFER, "noise_fourier")
+    free = FREE_TO_DIFFER + tuple(
+        name for name in ("noise_fourier", "num_masks") if not getattr(theirs, name)
+    )
     for field in dataclasses.fields(Architecture):
         seen, wanted = getattr(theirs, field.name), getattr(architecture, field.name)
         if field.name not in free and seen != wanted:

@@ -37,6 +37,31 @@ def possible_share(ids_SL: np.ndarray, task: SyntheticTask) -> Share:
     return share_of(int(np.isfinite(task.log_probs(ids_SL)).sum()), len(ids_SL))
 
 
+def mean_log_prob(ids_SL: np.ndarray, task: SyntheticTask) -> float:
+    """Mean of ln p(sample) under the task's law, in nats; the law's own samples have minus its block entropy.
+
+    A sampler that repeats the likeliest sequences exceeds that: see the entropy beside it. -inf where a sample is
+    impossible.
+    """
+    return float(task.log_probs(ids_SL).mean())
+
+
+def pair_distance(ids_SL: np.ndarray, task: SyntheticTask) -> float:
+    """Total variation between the samples' law of two adjacent tokens and the task's, in [0, 1].
+
+    All adjacent pairs are pooled, since the tasks are stationary. Independent positions of the right marginals show
+    what their independence costs: for `AllEqual` 1 - 1 / V. The plug-in is high by chance: compare with that of as
+    many samples of the task.
+    """
+    size = task.vocab_size
+    first_P, second_P = ids_SL[:, :-1].ravel(), ids_SL[:, 1:].ravel()
+    known_P = (np.maximum(first_P, second_P) < size) & (np.minimum(first_P, second_P) >= 0)
+    counts = np.bincount(first_P[known_P] * size + second_P[known_P], minlength=size * size)
+    frequencies_VV = (counts / len(first_P)).reshape(size, size)
+    # Foreign ids lie where the law has nothing: their whole share is a difference.
+    return float((np.abs(frequencies_VV - task.pair_probs()).sum() + 1 - known_P.mean()) / 2)
+
+
 def token_entropy(ids_SL: np.ndarray, vocab_size: int) -> float:
     """Entropy of the tokens of all positions pooled, in nats (plug-in: low by about (V - 1) / 2SL at most)."""
     counts_V = np.bincount(ids_SL.ravel(), minlength=vocab_size)

@@ -36,6 +36,7 @@ class ImdmConfig(PreTrainedConfig):
     noise_kind: str = "uniform"
     noise_scale: float = 1.0
     noise_fourier: int = 0
+    num_masks: int = 0
     dropout: float = 0.0
     qk_norm: bool = False
     attention_softcap: float = 0.0
@@ -70,6 +71,8 @@ class ImdmConfig(PreTrainedConfig):
             raise ValueError(
                 f"noise_fourier {self.noise_fourier} needs a noise_dim of at least 2, not {self.noise_dim}"
             )
+        if self.num_masks and self.noise_dim != 1:
+            raise ValueError(f"num_masks {self.num_masks} needs a noise_dim of 1, not {self.noise_dim}")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
         if self.sampler != "ancestral" and self.noise_dim < 2:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..diffusion.finite_masks import mask_index
 from ..diffusion.fourier import FEATURES_PER_FREQUENCY, fourier_features
 from .configuration_imdm import ImdmConfig
 
@@ -55,6 +56,7 @@ class MaskEmbedding(nn.Module):
         if config.noise_fourier:
             num_features = FEATURES_PER_FREQUENCY * config.noise_fourier
             self.dense_fourier = nn.Linear(num_features, 4 * config.hidden_size, bias=False)
+        self.initially_zero = (self.dense_out, self.dense_fourier)
 
     def forward(self, noise_BLD: Tensor) -> Tensor:
         """(B, L, D) float32 -> (B, L, H) in the weights' type."""
@@ -64,6 +66,20 @@ class MaskEmbedding(nn.Module):
             features_BLK = fourier_features(noise_BLD, self.num_frequencies, *self.noise_law)
             inner_BLF = inner_BLF + self.dense_fourier(features_BLK.to(dtype))
         return self.dense_out(F.gelu(inner_BLF))
+
+
+class FiniteMaskEmbedding(nn.Module):
+    """g(e) is one of K vectors, by which K-th of its range the noise's first dimension lies in."""
+
+    def __init__(self, config: ImdmConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(config.num_masks, config.hidden_size)
+        self.initially_zero = (self.table,)
+        self.noise_law = (config.noise_kind, config.noise_scale)
+
+    def forward(self, noise_BLD: Tensor) -> Tensor:
+        """(B, L, D) float32 -> (B, L, H) in the weights' type."""
+        return self.table(mask_index(noise_BLD, self.table.num_embeddings, *self.noise_law))
 
 
 class Attention(nn.Module):

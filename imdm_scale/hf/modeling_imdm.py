@@ -22,7 +22,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..diffusion.sampler import SamplerSettings, sample
 from .configuration_imdm import ImdmConfig
-from .layers_imdm import Block, LayerNorm, MaskEmbedding, rotary_angles
+from .layers_imdm import Block, FiniteMaskEmbedding, LayerNorm, MaskEmbedding, rotary_angles
 
 
 class ImdmForMaskedLM(PreTrainedModel):
@@ -41,7 +41,11 @@ class ImdmForMaskedLM(PreTrainedModel):
     def __init__(self, config: ImdmConfig) -> None:
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.mask_embedding = MaskEmbedding(config) if config.noise_dim else None
+        self.mask_embedding: MaskEmbedding | FiniteMaskEmbedding | None = None
+        if config.num_masks:
+            self.mask_embedding = FiniteMaskEmbedding(config)
+        elif config.noise_dim:
+            self.mask_embedding = MaskEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size)
@@ -57,13 +61,11 @@ class ImdmForMaskedLM(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """The initialisation of the reference implementations, by module; called by transformers."""
-        if self.mask_embedding is not None and module is self.mask_embedding.dense_in:
+        masks = self.mask_embedding
+        if isinstance(masks, MaskEmbedding) and module is masks.dense_in:
             init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             init.zeros_(module.bias)
-        elif self.mask_embedding is not None and module in (
-            self.mask_embedding.dense_out,
-            self.mask_embedding.dense_fourier,
-        ):
+        elif masks is not None and module in masks.initially_zero:
             init.zeros_(module.weight)
         elif module is self.head:
             init.zeros_(module.weight)

@@ -16,9 +16,10 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.diffusion.finite_masks import mask_index
 from imdm_scale.diffusion.fourier import fourier_features
 from imdm_scale.model.placement import padded_vocab_size
 
@@ -78,6 +79,20 @@ class MaskEmbedding(MegatronModule):
         return self.dense_out(F.gelu(inner_NF))[0]
 
 
+class FiniteMaskEmbedding(MegatronModule):
+    """g(e) is one of K vectors (IMDM's finite variant), all of which start at zero. Whole on every rank."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture) -> None:
+        super().__init__(config=config)
+        self.noise_law = (architecture.noise_kind, architecture.noise_scale)
+        self.num_masks = architecture.num_masks
+        self.table = nn.Embedding(architecture.num_masks, architecture.hidden_size, dtype=config.params_dtype)
+
+    def forward(self, noise_ND: Tensor) -> Tensor:
+        """Embedding (N, H), in the weights' type, of the float32 noise of N masked positions."""
+        return self.table(mask_index(noise_ND, self.num_masks, *self.noise_law))
+
+
 class InputEmbedding(MegatronModule):
     """E[x] + 1[x = mask] g(e), computed for the masked positions only.
 
@@ -107,7 +122,11 @@ class InputEmbedding(MegatronModule):
             config=config,
             tp_group=groups.tp,
         )
-        self.mask_embedding = MaskEmbedding(config, architecture, groups) if architecture.noise_dim else None
+        self.mask_embedding: MaskEmbedding | FiniteMaskEmbedding | None = None
+        if architecture.num_masks:
+            self.mask_embedding = FiniteMaskEmbedding(config, architecture)
+        elif architecture.noise_dim:
+            self.mask_embedding = MaskEmbedding(config, architecture, groups)
 
     def forward(self, input_ids_BL: Tensor, mask_noise_BLD: Tensor) -> Tensor:
         """Input of the first layer in Megatron's layout, (S, B, H)."""

@@ -41,6 +41,7 @@ _OTHER_NAMES = {
     "embedding.mask_embedding.dense_in.bias": ("mask_embedding.dense_in.bias", 0),
     "embedding.mask_embedding.dense_out.weight": ("mask_embedding.dense_out.weight", 1),
     "embedding.mask_embedding.dense_fourier.weight": ("mask_embedding.dense_fourier.weight", 0),
+    "embedding.mask_embedding.table.weight": ("mask_embedding.table.weight", None),
     "decoder.final_layernorm.weight": ("final_norm.weight", None),
     "decoder.final_layernorm.bias": ("final_norm.bias", None),
     "head.weight": ("head.weight", 0),
@@ -48,7 +49,12 @@ _OTHER_NAMES = {
 }
 PARTS = ("token_embedding", "mask_embedding", "attention", "mlp", "norm", "head")
 """The parts of a network of which gradients are reported."""
-_INITIALLY_ZERO = ("head.weight", "mask_embedding.dense_out.weight", "mask_embedding.dense_fourier.weight")
+_INITIALLY_ZERO = (
+    "head.weight",
+    "mask_embedding.dense_out.weight",
+    "mask_embedding.dense_fourier.weight",
+    "mask_embedding.table.weight",
+)
 _VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
 
 
@@ -106,7 +112,9 @@ def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         architecture.noise_dim,
     )
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (v, h)}
-    if d:
+    if architecture.num_masks:
+        shapes["mask_embedding.table.weight"] = (architecture.num_masks, h)
+    elif d:
         shapes["mask_embedding.dense_in.weight"] = (f, d)
         shapes["mask_embedding.dense_in.bias"] = (f,)
         shapes["mask_embedding.dense_out.weight"] = (h, f)
@@ -135,8 +143,8 @@ def initial_weight(name: str, shape: tuple[int, ...], architecture: Architecture
 
     The laws are the IMDM reference's: linears N(0, initializer_range); token embedding uniform on
     +-1/sqrt(H); the noise's first layer a normal of standard deviation .02 cut at two of them; the noise's
-    second layer, the layer of its Fourier features (which the reference has not), the head and all biases zero;
-    norms one.
+    second layer, the layer of its Fourier features (which the reference has not), the embeddings of finitely many
+    masks, the head and all biases zero; norms one.
 
     Returns:
         float32 tensor of `shape`.

@@ -76,6 +76,7 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
         ("model.noise_dim", "-1", "at least 0"),
         ("model.noise_scale", "0.0", "above 0"),
         ("model.noise_fourier", "-1", "at least 0"),
+        ("model.num_masks", "-2", "at least 0"),
         ("train.learning_rate", "0.0", "above 0"),
         ("train.learning_rate", "inf", "above 0"),
         ("train.min_lr_ratio", "1.5", "at least 0 and at most 1"),
@@ -152,6 +153,20 @@ def test_fourier_features_need_two_dimensions_of_noise() -> None:
     config = made("model.noise_fourier=16", "model.noise_dim=2")
     check_config(config, 1)
     assert architecture_of(config, vocab_size=7, mask_token_id=6).noise_fourier == 16
+
+
+def test_masks_are_so_many_or_noise() -> None:
+    assert "single mask is that of a plain masked diffusion model" in refusal("model.num_masks=1")
+    message = refusal("model.num_masks=8", "model.noise_dim=4")
+    assert (
+        "model.num_masks is 8 and model.noise_dim is 4" in message and "leave one of the two out" in message
+    )
+    message = refusal("method.name=coupled", "model.num_masks=8")
+    assert "model.num_masks is 8; set it to 0" in message
+    config = made("model.num_masks=8")
+    check_config(config, 1)
+    shape = architecture_of(config, vocab_size=7, mask_token_id=6)
+    assert (shape.num_masks, shape.noise_dim) == (8, 1)
 
 
 def test_global_batch_that_does_not_divide() -> None:

@@ -45,6 +45,7 @@ class Case:
             "method.target",
             "model.qk_norm",
             "model.noise_fourier",
+            "model.num_masks",
             "teacher.prefetch",
             "teacher.checksum",
         )
@@ -200,6 +201,7 @@ VARIANTS = [
     Case(
         (*DISTIL, *SHORT, "model.noise_fourier=3"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3
     ),
+    Case((*DISTIL, *SHORT, "model.num_masks=5"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3),
     Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
     Case(RESET, student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
     Case(RESET, student(2) + teacher() + micro_batches(2, 2), 1),

@@ -99,6 +99,8 @@ def small_architecture(config: Config) -> Architecture:
         dropout=model.dropout,
         qk_norm=model.qk_norm,
         noise_fourier=model.noise_fourier,
+        num_masks=model.num_masks,
+        **({"noise_dim": 1} if model.num_masks else {}),
     )
 
 
@@ -210,6 +212,7 @@ def _log_probabilities(
     positions_N: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
+    noise_BLD = noise_BLD[..., : network.config.noise_dim]  # counter-based: the rest is not drawn otherwise
     logits_NV = network(x_BL, mask_noise=noise_BLD).logits.flatten(0, 1)[positions_N] / temperature
     mask = torch.arange(logits_NV.size(-1)) == network.config.mask_token_id
     return logits_NV.masked_fill(mask, -1e6).log_softmax(-1)

@@ -11,6 +11,8 @@ from scipy import stats
 from imdm_scale.data.synthetic import AllEqual, HiddenMarkov
 from imdm_scale.evaluate.synthetic import (
     factorisation_error,
+    mean_log_prob,
+    pair_distance,
     possible_share,
     share_of,
     token_entropy,
@@ -68,3 +70,25 @@ def test_a_law_that_allows_everything() -> None:
 def test_too_many_sequences() -> None:
     large = AllEqual(vocab_size=50, length=8)
     assert factorisation_error(large.samples(0, 0, 10), large) is None
+
+
+@pytest.mark.parametrize("task", [TASK, HMM])
+def test_pairs_of_the_law(task: AllEqual | HiddenMarkov) -> None:
+    """The pair law is the marginal of the joint, and the task's own samples are near it."""
+    joint = task.all_probs()
+    assert joint is not None
+    shape = (task.vocab_size,) * task.length
+    for i in range(task.length - 1):
+        others = tuple(j for j in range(task.length) if j not in (i, i + 1))
+        np.testing.assert_allclose(joint.reshape(shape).sum(others), task.pair_probs(), atol=1e-12)
+    own = task.samples(0, 0, 20_000)
+    assert pair_distance(own, task) < 0.02
+    assert mean_log_prob(own, task) == pytest.approx(-task.block_entropy().value, abs=0.03)
+
+
+def test_pairs_of_independent_positions_and_of_foreign_ids() -> None:
+    ids_SL = np.random.default_rng(0).integers(0, 5, (50_000, 3))
+    assert pair_distance(ids_SL, TASK) == pytest.approx(0.8, abs=0.01)
+    assert mean_log_prob(ids_SL, TASK) == -np.inf
+    assert pair_distance(np.full((10, 3), 7), TASK) == 1
+    assert pair_distance(np.zeros((10, 3), dtype=np.int64), TASK) == pytest.approx(0.8)

@@ -46,7 +46,10 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
         return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     x = w["token_embedding.weight"][ids]
-    if config.noise_dim:
+    if config.num_masks:
+        which = ((noise[..., 0] + 1) / 2 * config.num_masks).floor().long()
+        x = x + (ids == config.mask_token_id)[..., None] * w["mask_embedding.table.weight"][which]
+    elif config.noise_dim:
         inner = torch.einsum("bld,hd->blh", noise, w["mask_embedding.dense_in.weight"])
         inner = inner + w["mask_embedding.dense_in.bias"]
         if config.noise_fourier:
@@ -87,11 +90,12 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
         {},
         {"noise_dim": 0},
         {"noise_fourier": 4},
+        {"num_masks": 5, "noise_dim": 1},
         {"qk_norm": True},
         {"attention_softcap": 0.7},
         {"qk_norm": True, "attention_softcap": 0.7, "rope_base": 100.0, "layer_norm_eps": 1e-2},
     ],
-    ids=["plain", "mdm", "fourier", "qk_norm", "softcap", "all"],
+    ids=["plain", "mdm", "fourier", "finite", "qk_norm", "softcap", "all"],
 )
 @pytest.mark.parametrize("padded", [False, True])
 def test_logits_follow_the_formulas(network, ids_BL, changes, padded):
@@ -264,6 +268,18 @@ def test_initialisation():
             assert weight.abs().max() > 0.15, name
 
 
+def test_fresh_finite_masks_are_the_plain_model(network, ids_BL):
+    """All embeddings start at zero."""
+    model = network(num_masks=4, noise_dim=1)
+    fresh = ImdmForMaskedLM(model.config)
+    assert fresh.mask_embedding.table.weight.abs().max() == 0
+    model.mask_embedding = fresh.mask_embedding
+    first, second = (model(ids_BL, mask_noise=2 * torch.rand(3, 12, 1) - 1).logits for _ in range(2))
+    assert torch.equal(first, second)
+    model.mask_embedding = None
+    assert torch.equal(first, model(ids_BL).logits)
+
+
 @pytest.mark.parametrize("size", list(SIZES))
 @pytest.mark.parametrize(("qk_norm", "noise_fourier"), [(False, 0), (True, 0), (False, 16)])
 def test_parameter_counts_of_the_named_sizes(size, qk_norm, noise_fourier):
@@ -298,6 +314,7 @@ def test_configuration_and_architecture_are_one_to_one():
         noise_kind="normal",
         noise_scale=2.0,
         noise_fourier=6,
+        num_masks=0,
         dropout=0.1,
         qk_norm=True,
         attention_softcap=50.0,
@@ -321,6 +338,7 @@ def test_configuration_and_architecture_are_one_to_one():
         {"mask_token_id": 31},
         {"noise_kind": "cauchy"},
         {"noise_fourier": 2, "noise_dim": 1},
+        {"num_masks": 4, "noise_dim": 2},
         {"sampler": "beam"},
         {"sampler": "coupled", "noise_dim": 1},
     ],

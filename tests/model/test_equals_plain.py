@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mdm": {"noise_dim": 0},
     "fourier": {"noise_fourier": 3},
     "fourier_of_normal_noise": {"noise_fourier": 2, "noise_kind": "normal", "noise_scale": 0.7},
+    "finite_masks": {"noise_dim": 1, "num_masks": 5},
     "qk_norm": {"qk_norm": True},
     "softcap": {"attention_softcap": 2.0},
     "other_base_and_eps": {"rope_base": 500.0, "layer_norm_eps": 1e-2},
