@@ -49,15 +49,25 @@ def check_layout(config: Config, world_size: int) -> None:
 
 def _check_method(config: Config) -> None:
     method = config.method
-    if method.name == "pretrain":
+    if method.name == "im_redi" and config.data.path is None:
+        raise UserError(
+            "method.name is im_redi, which learns from pairs that a teacher made, but data.path is null; make them "
+            "with tools/generate_pairs.py, then set data.path to their folder and train.init_from to the teacher's."
+        )
+    if method.fresh_noise and method.name != "im_redi":
+        raise UserError(
+            f"method.fresh_noise is true, but method.name is {method.name}, whose noise is always drawn anew; leave it "
+            "out, or set method.name=im_redi."
+        )
+    if not method.has_teacher:
         if config.teacher.path is not None:
             raise UserError(
-                f"teacher.path is {config.teacher.path}, but method.name is pretrain, which has no teacher; "
+                f"teacher.path is {config.teacher.path}, but method.name is {method.name}, which has no teacher; "
                 "leave teacher.path null (train.init_from starts from given weights)."
             )
         if method.states != "data":
             raise UserError(
-                f"method.states is {method.states}, but method.name is pretrain, which learns from "
+                f"method.states is {method.states}, but method.name is {method.name}, which learns from "
                 "data; set it to data."
             )
         return

@@ -44,7 +44,7 @@ example:
 RUN is the --out of an evaluation, or the folder of a training run that has evaluations in it."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are UserErrors, so that one rank reports them once."""
 
     def error(self, message: str) -> NoReturn:
@@ -61,7 +61,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         UserError: no command, or a flag is missing, unknown or has a bad value.
         SystemExit: after `--help`.
     """
-    parser = _Parser(prog=PROGRAM, description="How good is a model? Scores with their uncertainty.")
+    parser = Parser(prog=PROGRAM, description="How good is a model? Scores with their uncertainty.")
     # Which DeepSpeed's launcher puts first.
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -115,17 +115,15 @@ def _add_model(parser: argparse.ArgumentParser, samples: str) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_whole(1),
+        type=whole(1),
         default=32,
         metavar="N",
         help=f"{samples} at a time on each replica (default: 32)",
     )
-    parser.add_argument("--seed", type=_whole(0), default=42, metavar="N", help="of all draws (default: 42)")
+    parser.add_argument("--seed", type=whole(0), default=42, metavar="N", help="of all draws (default: 42)")
     machine = parser.add_argument_group("how the ranks share the network (the results do not depend on it)")
-    machine.add_argument("--tp", type=_whole(1), default=1, metavar="N", help="tensor parallel (default: 1)")
-    machine.add_argument(
-        "--pp", type=_whole(1), default=1, metavar="N", help="pipeline parallel (default: 1)"
-    )
+    machine.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor parallel (default: 1)")
+    machine.add_argument("--pp", type=whole(1), default=1, metavar="N", help="pipeline parallel (default: 1)")
     machine.add_argument(
         "--zero", type=int, choices=(0, 3), default=0, help="ZeRO stage of the weights (default: 0)"
     )
@@ -139,7 +137,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
         "--steps",
-        type=_whole(1),
+        type=whole(1),
         nargs="+",
         default=[1, 2, 4, 8, 16, 32],
         metavar="N",
@@ -147,14 +145,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument(
         "--temperatures",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=[1.0],
         metavar="T",
         help="of the token distribution; several make a frontier (default: 1)",
     )
     sampling.add_argument(
-        "--num-samples", type=_whole(1), metavar="N", help="texts for each of them (default: 1024)"
+        "--num-samples", type=whole(1), metavar="N", help="texts for each of them (default: 1024)"
     )
     sampling.add_argument("--sampler", choices=SAMPLERS, help="(default: as the model was trained)")
     score = parser.add_argument_group("scoring")
@@ -166,7 +164,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "such as gpt2-large (default: ngram)",
     )
     score.add_argument(
-        "--judge-batch-size", type=_whole(1), default=8, metavar="N", help="texts at a time (default: 8)"
+        "--judge-batch-size", type=whole(1), default=8, metavar="N", help="texts at a time (default: 8)"
     )
     score.add_argument(
         "--data",
@@ -176,7 +174,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     score.add_argument(
         "--data-tokens",
-        type=_whole(1),
+        type=whole(1),
         default=4_000_000,
         metavar="N",
         help="to which the n-gram judge is fitted, at most (default: 4000000)",
@@ -190,17 +188,17 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     conditional = parser.add_argument_group("continuations of real text")
     conditional.add_argument(
-        "--prefixes", type=_whole(1), metavar="N", help="beginnings of so many validation blocks"
+        "--prefixes", type=whole(1), metavar="N", help="beginnings of so many validation blocks"
     )
     conditional.add_argument(
-        "--prefix-length", type=_whole(1), metavar="N", help="tokens of each, BOS included (default: 50)"
+        "--prefix-length", type=whole(1), metavar="N", help="tokens of each, BOS included (default: 50)"
     )
     conditional.add_argument(
-        "--continuations", type=_whole(1), metavar="N", help="texts for each (default: 5)"
+        "--continuations", type=whole(1), metavar="N", help="texts for each (default: 5)"
     )
     conditional.add_argument(
         "--text-length",
-        type=_whole(2),
+        type=whole(2),
         metavar="N",
         help="tokens of a text that are scored, prefix included (default: 100)",
     )
@@ -216,10 +214,10 @@ def _add_likelihood(parser: argparse.ArgumentParser) -> None:
         help="prepared data or text, each a figure (default: the packaged books)",
     )
     parser.add_argument(
-        "--draws", type=_whole(1), default=8, metavar="K", help="of (t, x_t, e) for each block (default: 8)"
+        "--draws", type=whole(1), default=8, metavar="K", help="of (t, x_t, e) for each block (default: 8)"
     )
     parser.add_argument(
-        "--max-blocks", type=_whole(1), metavar="N", help="the first N blocks of each (default: all)"
+        "--max-blocks", type=whole(1), metavar="N", help="the first N blocks of each (default: all)"
     )
 
 
@@ -230,14 +228,14 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--texts",
-        type=_whole(0),
+        type=whole(0),
         default=3,
         metavar="N",
         help="samples of each run, side by side (default: 3)",
     )
 
 
-def _whole(smallest: int) -> Callable[[str], int]:
+def whole(smallest: int) -> Callable[[str], int]:
     """A type of arguments: whole numbers from `smallest` on."""
 
     def parse(text: str) -> int:
@@ -248,7 +246,8 @@ def _whole(smallest: int) -> Callable[[str], int]:
     return parse
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """A type of arguments: finite numbers above 0."""
     try:
         value = float(text)
     except ValueError:

@@ -159,7 +159,7 @@ def role_ranks(config: Config, world_size: int) -> tuple[tuple[int, ...], tuple[
     """
     world = tuple(range(world_size))
     teacher = config.teacher
-    if config.method.name == "pretrain":
+    if not config.method.has_teacher:
         return world, None
     if teacher.placement == "colocated":
         if teacher.ranks is not None:

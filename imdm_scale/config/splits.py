@@ -95,7 +95,7 @@ def micro_batch_size(config: Config, role: str) -> int:
 def _nearest_counts(config: Config, role: str, num_ranks: int, world_size: int) -> list[int]:
     """The numbers of ranks next to `num_ranks` over which a role can be split as asked."""
     apart = num_ranks < world_size
-    roles = [role] if apart or config.method.name == "pretrain" else ["student", "teacher"]
+    roles = [role] if apart or not config.method.has_teacher else ["student", "teacher"]
     parallel = [getattr(config.parallel, name) for name in roles]
     unit = math.lcm(*(one.tp * one.pp for one in parallel))
     below = num_ranks // unit * unit

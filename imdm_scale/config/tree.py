@@ -14,9 +14,9 @@ from typing import Literal
 class MethodConfig:
     """How the student learns."""
 
-    name: Literal["im_sdtt", "coupled", "pretrain"] = "im_sdtt"
+    name: Literal["im_sdtt", "coupled", "im_redi", "pretrain"] = "im_sdtt"
     """im_sdtt distils a teacher into ever fewer steps; coupled learns the teacher's tokens as a function of the masks'
-    noise; pretrain fits the data by the likelihood bound."""
+    noise; im_redi fits pairs that a teacher made (tools/generate_pairs.py), pretrain the data."""
     divergence: Literal["kl_backward", "kl_forward", "jsd", "tvd", "mse"] = "kl_backward"
     """Distance of the student's S from the teacher's T; kl_backward is KL(S||T), kl_forward KL(T||S)."""
     initial_steps: int = 1024
@@ -49,10 +49,17 @@ class MethodConfig:
     """Sampling steps in which teacher or student goes from pure mask to a sample's time; not used with states data."""
     visit_share: float = 0.5
     """mix: share of the samples whose states are the student's."""
+    fresh_noise: bool = False
+    """im_redi: whether each update draws the noise of a pair's state anew instead of taking the pair's own."""
     teacher_temperature: float = 1.0
     """Divides the teacher's logits in every round; below 1 the student learns a sharper distribution."""
     sampling_eps: float = 1e-3
     """Smallest time t that training draws."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a frozen network runs beside the student."""
+        return self.name not in ("pretrain", "im_redi")
 
 
 @dataclass
@@ -92,7 +99,8 @@ class DataConfig:
     """The text."""
 
     path: str | list[str] | None = None
-    """Prepared data (a folder, or a URL: s3://bucket/owt), or text; a list mixes; null takes the packaged books."""
+    """Prepared data (a folder, or a URL: s3://bucket/owt), or text; a list mixes; null takes the packaged books. For
+    im_redi folders of pairs."""
     weights: list[float] | None = None
     """Shares of the corpora that data.path lists, in any unit; null mixes them by size."""
     workers: int = 0
@@ -202,7 +210,7 @@ class TrainConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none; the attention's core (selective); whole layers (full)."""
     init_from: str | None = None
-    """Folder with config.json and model.safetensors from which a pretrain starts; null starts afresh."""
+    """Folder with config.json and model.safetensors from which pretrain or im_redi starts; null starts afresh."""
 
 
 @dataclass

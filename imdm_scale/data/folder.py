@@ -127,7 +127,7 @@ class PreparedFolder:
                 "again with both splits."
             )
         missing = max_blocks
-        parts = [np.empty((0, self.manifest.length), self.manifest.dtype)]
+        parts = [np.empty((0, self.manifest.row_width), self.manifest.dtype)]
         for shard in self.manifest.splits[split].shards:
             if missing == 0:
                 break
@@ -229,11 +229,11 @@ class PreparedFolder:
 
     def _map(self, stream: BufferedReader, shard: Shard) -> np.ndarray:
         try:
-            return map_shard(stream, shard.num_blocks, self.manifest.length, self.manifest.dtype)
+            return map_shard(stream, shard.num_blocks, self.manifest.row_width, self.manifest.dtype)
         except ValueError:
             raise DamagedShard(
                 f"{self.url}/{shard.file} is no array of {self.manifest.dtype} with {shard.num_blocks} x "
-                f"{self.manifest.length} ids, as the manifest says; prepare the data again, {SKIP}"
+                f"{self.manifest.row_width} ids, as the manifest says; prepare the data again, {SKIP}"
             ) from None
 
     def _own(self) -> _Process:

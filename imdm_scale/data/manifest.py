@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from imdm_scale.data.pairs import PACKING, row_width
 from imdm_scale.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,9 +106,24 @@ class Manifest:
     source: dict[str, Any]
     """Where the text came from, as it was asked for."""
     options: dict[str, Any]
-    """How it was packed."""
+    """How it was packed; of pairs, how they were drawn."""
     splits: dict[str, Split]
     """By name: train, valid; one of them may be absent."""
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether a row is a pair of a state and a text (`imdm_scale.data.pairs`), not one block of text."""
+        return self.options["packing"] == PACKING
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether every block begins with BOS."""
+        return self.options["framed"] if self.holds_pairs else self.options["packing"] != "plain"
+
+    @property
+    def row_width(self) -> int:
+        """Integers in a row."""
+        return row_width(self.length) if self.holds_pairs else self.length
 
     @property
     def hash(self) -> str:

@@ -15,7 +15,7 @@ class PreparedCorpus:
     def __init__(self, folder: PreparedFolder, split: str) -> None:
         manifest = folder.manifest
         self.folder, self.shards = folder, manifest.splits[split].shards
-        self.hash, self.length = manifest.hash, manifest.length
+        self.hash, self.length = manifest.hash, manifest.row_width
         self.shard_sizes: Sequence[int] = [shard.num_blocks for shard in self.shards]
         self.shuffle_window = manifest.shuffle_window
 

@@ -1,6 +1,8 @@
 """The endless stream of training blocks, whose position is one integer.
 
-L length of a block. Sample i of a run lies in epoch i // num_blocks at place i % num_blocks; which block that is, is
+L integers in a row: the ids of a block, or those of a pair and its key.
+
+Sample i of a run lies in epoch i // num_blocks at place i % num_blocks; which block that is, is
 a pure function of (seed, epoch, place). So a run may stop at any sample and go on with another number of processes or
 another batch size, and sees the same blocks; a batch that does not fit into an epoch goes on in the next.
 """
@@ -30,7 +32,7 @@ class Corpus(Protocol):
     hash: str
     """Equal exactly where the blocks and their order are equal."""
     length: int
-    """Tokens in a block."""
+    """Integers in a row."""
     shard_sizes: Sequence[int]
     """Number of blocks of each shard."""
     shuffle_window: int
@@ -89,7 +91,7 @@ class Stream(ABC):
     seed: int
     """Fixes the order."""
     length: int
-    """Tokens in a block."""
+    """Integers in a row."""
     num_blocks: int
     """Different blocks."""
     num_replaced: int

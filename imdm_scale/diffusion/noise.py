@@ -53,6 +53,8 @@ class Purpose(enum.IntEnum):
     """Which token a position becomes on the way there."""
     TRAJECTORY = 14
     """Whether a training sample is labelled by a whole trajectory of the teacher."""
+    PAIR_TIME = 15
+    """The time of the state of a stored coupling."""
     SYNTHETIC_LAW = 20
     """The parameters of a synthetic task."""
     SYNTHETIC_SAMPLE = 21

@@ -19,7 +19,7 @@ from imdm_scale.distill.batch_plan import BatchPlan
 from imdm_scale.distill.ema import Ema
 from imdm_scale.distill.method import Distillation, Method, Shows
 from imdm_scale.distill.replica_stream import ReplicaStream
-from imdm_scale.distill.states import CorruptedData, StateSource
+from imdm_scale.distill.states import StateSource
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.distill.visits import VisitingNetwork, Visitor
 from imdm_scale.model.head import FrozenHead
@@ -64,6 +64,7 @@ def build_parts(
     method: Method,
     stream: Stream,
     first_sample: int,
+    states: StateSource,
     begins_with: int | None,
     device: torch.device,
 ) -> Parts:
@@ -74,10 +75,9 @@ def build_parts(
     Args:
         stream: all blocks of the run.
         first_sample: number in the stream of the run's first sample.
+        states: what becomes of the blocks.
         begins_with: the token that begins every block (BOS); None if there is none.
     """
-
-    states = CorruptedData(architecture, coupled=config.method.name == "coupled")
 
     def plan(groups: RoleGroups) -> BatchPlan:
         return _plan(config, groups, stream, states, first_sample, device)

@@ -59,7 +59,8 @@ def data_description(config: Config, stream: Stream, first_sample: int) -> str:
     names = [path or "the embedded books" for path in paths]
     if isinstance(stream, Mixture):
         names = [f"{quota / PERIOD:.1%} {name}" for quota, name in zip(stream.quotas, names, strict=True)]
-    text = f"{', '.join(names)}: {stream.num_blocks:,} blocks of {stream.length} tokens"
+    what = "blocks" if config.method.name != "im_redi" else "pairs"
+    text = f"{', '.join(names)}: {stream.num_blocks:,} {what} of {config.model.length} tokens"
     return text if first_sample == 0 else f"{text}, from sample {first_sample:,} on"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from imdm_scale.config.tree import MethodConfig
 from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.coupled import Coupled, CoupledTeacher
+from imdm_scale.distill.im_redi import ImRedi
 from imdm_scale.distill.im_sdtt import ImSdtt
 from imdm_scale.distill.method import Method
 from imdm_scale.distill.pretrain import Pretrain
@@ -19,6 +20,8 @@ def method_of(settings: MethodConfig, order: TokenOrder | None = None) -> Method
     """
     if settings.name == "pretrain":
         return Pretrain()
+    if settings.name == "im_redi":
+        return ImRedi()
     rounds = HalvingRounds(settings.initial_steps, settings.steps_per_round, settings.min_steps)
     if settings.name == "coupled":
         share = {"trajectory": 1.0, "progressive": 0.0, "mixture": settings.trajectory_share}[settings.target]

@@ -79,7 +79,7 @@ def report_quality(
         data.first_blocks(split, evaluate.max_tokens) for split in ("train", "valid")
     )
     evaluator = NgramEvaluator.fit(
-        train_blocks, tokenizer.vocab_size, min(JUDGE_ORDER, data.stream.length), eos_id=tokenizer.eos_id
+        train_blocks, tokenizer.vocab_size, min(JUDGE_ORDER, train_blocks.shape[1]), eos_id=tokenizer.eos_id
     )
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")

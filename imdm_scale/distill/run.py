@@ -16,7 +16,7 @@ from rich.console import Console
 from imdm_scale.assets import TEACHER
 from imdm_scale.checkpoint.save import export_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
-from imdm_scale.config.architecture import architecture_of
+from imdm_scale.config.architecture import Architecture, architecture_of
 from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
@@ -31,6 +31,8 @@ from imdm_scale.distill.method import Method
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.metrics import MetricsWriter
 from imdm_scale.distill.quality import report_quality
+from imdm_scale.distill.states import CorruptedData, StateSource
+from imdm_scale.distill.stored_pairs import StoredPairs
 from imdm_scale.distill.teacher_folder import check_teacher_folder
 from imdm_scale.distill.token_order import token_order
 from imdm_scale.distill.training_data import TrainingData, find_data, open_data, told_by
@@ -68,7 +70,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         plan_table(
             config,
             architecture,
-            teacher_name=str(source_folder) if config.method.name != "pretrain" else None,
+            teacher_name=str(source_folder) if config.method.has_teacher else None,
             data=data_description(config, data.stream, data.first_sample),
             zero_stage=ds_config["zero_optimization"]["stage"],
             world_size=dist.get_world_size(),
@@ -104,6 +106,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         method,
         data.stream,
         data.first_sample,
+        _states(config, architecture, data),
         data.bos_id,
         device,
     )
@@ -187,13 +190,20 @@ def _train_and_export(
                 (run_dir / "validation.json").write_text(json.dumps(asdict(bound)) + "\n")
 
 
+def _states(config: Config, architecture: Architecture, data: TrainingData) -> StateSource:
+    """Where the noisy states come from."""
+    if data.pairs_seed is not None:
+        return StoredPairs(architecture, data.pairs_seed, config.method.fresh_noise)
+    return CorruptedData(architecture, coupled=config.method.name == "coupled")
+
+
 def _path(setting: str | None) -> Path | None:
     return None if setting is None else Path(setting)
 
 
 def _source_folder(config: Config) -> Path | None:
-    """Where the first weights come from: the teacher's folder, or what a pretraining starts from."""
-    if config.method.name == "pretrain":
+    """Where the first weights come from: the teacher's folder, or what a run without a teacher starts from."""
+    if not config.method.has_teacher:
         return _path(config.train.init_from)
     return _path(config.teacher.path) or TEACHER
 

@@ -51,6 +51,37 @@ def sample_texts(
     num_batches = -(-num_samples // (batch_size * dp_size))
     first = model.groups.dp_rank * num_batches * batch_size
     texts = []
+    with model.evaluating():
+        for index in range(num_batches):
+            rows_B = first + index * batch_size + torch.arange(batch_size, device=model.device)
+            x_BL = torch.full(
+                (batch_size, architecture.length), architecture.mask_token_id, device=model.device
+            )
+            if prefixes_SP is not None:
+                # Rows beyond the last sample fill the batch and are dropped.
+                prefixes_BP = prefixes_SP[rows_B.clamp(max=num_samples - 1).to(prefixes_SP.device)]
+                x_BL[:, : prefixes_BP.size(1)] = prefixes_BP.to(model.device)
+            elif bos_id is not None:
+                x_BL[:, 0] = bos_id
+            texts.append(fill_masks(model, settings, x_BL, first_sample + rows_B, seed, rank_V=rank_V))
+    return over_replicas(model, torch.cat(texts))[:num_samples].cpu()
+
+
+def fill_masks(
+    model: ModelEngine,
+    settings: SamplerSettings,
+    x_t_BL: Tensor,
+    sample_ids_B: Tensor,
+    seed: int,
+    *,
+    start_time: float | Tensor = 1.0,
+    rank_V: Tensor | None = None,
+) -> Tensor:
+    """`sample_by` with a network that is spread over ranks: int64 (B, L) without masks, on all ranks of a replica.
+
+    Collective over the replica, and over all of them where they share partitioned weights.
+    """
+    architecture = model.architecture
 
     def draw(x_BL: Tensor, noise_BLD: Tensor, positions_N: Tensor, u_N: Tensor, greedy: bool) -> Tensor:
         return model.tokens(
@@ -65,31 +96,22 @@ def sample_texts(
         )
 
     with model.evaluating():
-        for index in range(num_batches):
-            rows_B = first + index * batch_size + torch.arange(batch_size, device=model.device)
-            x_BL = torch.full(
-                (batch_size, architecture.length), architecture.mask_token_id, device=model.device
-            )
-            if prefixes_SP is not None:
-                # Rows beyond the last sample fill the batch and are dropped.
-                prefixes_BP = prefixes_SP[rows_B.clamp(max=num_samples - 1).to(prefixes_SP.device)]
-                x_BL[:, : prefixes_BP.size(1)] = prefixes_BP.to(model.device)
-            elif bos_id is not None:
-                x_BL[:, 0] = bos_id
-            texts.append(
-                sample_by(
-                    draw,
-                    x_BL,
-                    settings=settings,
-                    seed=seed,
-                    sample_ids_B=first_sample + rows_B,
-                    mask_id=architecture.mask_token_id,
-                    noise_dim=architecture.noise_dim,
-                    noise_kind=architecture.noise_kind,
-                    noise_scale=architecture.noise_scale,
-                )
-            )
-    mine_SL = torch.cat(texts)
-    parts = [torch.empty_like(mine_SL) for _ in range(dp_size)]
+        return sample_by(
+            draw,
+            x_t_BL,
+            settings=settings,
+            seed=seed,
+            sample_ids_B=sample_ids_B,
+            mask_id=architecture.mask_token_id,
+            noise_dim=architecture.noise_dim,
+            noise_kind=architecture.noise_kind,
+            noise_scale=architecture.noise_scale,
+            start_time=start_time,
+        )
+
+
+def over_replicas(model: ModelEngine, mine_SL: Tensor) -> Tensor:
+    """What all data-parallel replicas have, in their order, (replicas x S, L). Collective."""
+    parts = [torch.empty_like(mine_SL) for _ in range(model.groups.dp_size)]
     dist.all_gather(parts, mine_SL, group=model.groups.mpu.dp)
-    return torch.cat(parts)[:num_samples].cpu()
+    return torch.cat(parts)

@@ -46,7 +46,10 @@ class FoundData:
     """What `data.path` and `tokenizer.path` name; the same on every rank."""
 
     corpora: tuple[FoundCorpus, ...]
+    """The text; of pairs, what they were made from, if it is needed."""
     tokenizer: Tokenizer
+    pairs: tuple[FoundCorpus, ...] = ()
+    """Folders of pairs, where the run learns from such."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,19 @@ class TrainingData:
     """All training blocks."""
     first_sample: int
     """Number in the stream of the run's first sample."""
-    folders: tuple[PreparedFolder, ...]
-    """Where they are."""
+    texts: tuple[PreparedFolder, ...]
+    """The text: what is trained on, or what the pairs were made from, none where that is not needed."""
     skip_damaged: bool
     """Whether shards that cannot be read are left out."""
     bos_id: int | None
     """Id with which every block begins; None where not all do, so that position 0 is text like any other."""
+    pairs_seed: int | None = None
+    """Seed of the pairs, where the blocks are such."""
 
     def first_blocks(self, split: str, max_tokens: int) -> np.ndarray:
-        """The first blocks of every corpus, (number of blocks, L), about `max_tokens` tokens at most in all."""
-        each = max(1, max_tokens // (self.stream.length * len(self.folders)))
-        parts = [folder.first_blocks(split, each, self.skip_damaged) for folder in self.folders]
+        """The first blocks of every text, (number of blocks, L), about `max_tokens` tokens at most in all."""
+        each = max(1, max_tokens // (self.texts[0].manifest.length * len(self.texts)))
+        parts = [folder.first_blocks(split, each, self.skip_damaged) for folder in self.texts]
         return np.concatenate(parts)
 
 
@@ -103,9 +108,13 @@ def open_data(
                 parts.append((str(out), _prepared(corpus.path, config.model.length, found.tokenizer, out)))
         return parts
 
-    folders = tuple(
-        PreparedFolder(url, manifest, fetch) for url, manifest in told_by(main_rank, all_prepared)
+    texts = tuple(PreparedFolder(url, manifest, fetch) for url, manifest in told_by(main_rank, all_prepared))
+    pairs = tuple(
+        PreparedFolder(found.path, found.manifest, fetch)
+        for found in found.pairs
+        if found.path is not None and found.manifest is not None
     )
+    folders = pairs or texts
     _check_cache(config.data, folders)
     skip = config.data.on_damage == "skip"
     streams = [TokenStream(PreparedCorpus(folder, "train"), config.seed, skip) for folder in folders]
@@ -115,8 +124,14 @@ def open_data(
         place = Place.read(Path(config.data.continue_from))
         place.check(stream)
         first_sample = place.samples
-    framed = all(folder.manifest.options["packing"] != "plain" for folder in folders)
-    return TrainingData(stream, first_sample, folders, skip, found.tokenizer.bos_id if framed else None)
+    return TrainingData(
+        stream,
+        first_sample,
+        texts,
+        skip,
+        found.tokenizer.bos_id if all(folder.manifest.is_framed for folder in folders) else None,
+        pairs_seed=pairs[0].manifest.options["seed"] if pairs else None,
+    )
 
 
 def fetch_settings(data: DataConfig) -> FetchSettings:
@@ -142,11 +157,17 @@ def told_by(main_rank: int, make: Callable[[], T]) -> T:
 
 
 def _find(config: Config) -> FoundData:
-    setting = config.data.path
     fetch = fetch_settings(config.data)
+    setting = config.data.path
+    pairs: list[PreparedFolder] = []
+    if config.method.name == "im_redi":
+        pairs = _find_pairs(config, fetch)
+        # The text from which they were made: what the table at the end compares with.
+        sources = {folder.manifest.source["data"]: None for folder in pairs}
+        setting = list(sources) if config.evaluate.at_end else []
     given = load_tokenizer(config.tokenizer.path) if config.tokenizer.path is not None else None
     corpora: list[FoundCorpus] = []
-    folders: list[PreparedFolder] = []
+    folders: list[PreparedFolder] = list(pairs)
     tasks: dict[str, Tokenizer] = {}
     for path in setting if isinstance(setting, list) else [setting]:
         manifest = None
@@ -156,11 +177,16 @@ def _find(config: Config) -> FoundData:
             _check_size(path)
         else:
             folder = PreparedFolder.open(path, fetch)
+            if folder.manifest.holds_pairs:
+                raise UserError(
+                    f"data.path {path} holds pairs of states and texts, but method.name is {config.method.name}, which "
+                    "learns from text; set method.name=im_redi, or data.path to text."
+                )
             manifest = folder.manifest
             _check_prepared(path, manifest, config.model.length)
             folders.append(folder)
         corpora.append(FoundCorpus(path, manifest))
-    if tasks and len(tasks) + len(folders) < len(corpora):
+    if tasks and len(tasks) + len(folders) - len(pairs) < len(corpora):
         raise UserError(
             f"data.path lists both text and {next(iter(tasks))}, whose ids are no words; train on one of the two."
         )
@@ -182,7 +208,47 @@ def _find(config: Config) -> FoundData:
                 f"{given.vocab_size} ids) mean different words; leave tokenizer.path null, or prepare the data with "
                 "the tokenizer that the run is to have."
             )
-    return FoundData(tuple(corpora), given)
+    return FoundData(
+        tuple(corpora), given, tuple(FoundCorpus(folder.url, folder.manifest) for folder in pairs)
+    )
+
+
+def _find_pairs(config: Config, fetch: FetchSettings) -> list[PreparedFolder]:
+    """The folders of pairs in `data.path`.
+
+    Raises:
+        UserError: one is no such folder, or they do not fit together or the model.
+    """
+    setting = config.data.path
+    folders = []
+    for path in setting if isinstance(setting, list) else [setting]:
+        assert path is not None, "config.check asks for it"
+        folder = PreparedFolder.open(path, fetch)
+        manifest = folder.manifest
+        if not manifest.holds_pairs:
+            raise UserError(
+                f"data.path {path} holds text, but method.name is im_redi, which learns from pairs that a teacher "
+                "made; make them from it with tools/generate_pairs.py."
+            )
+        if manifest.length != config.model.length:
+            raise UserError(
+                f"model.length is {config.model.length}, but the pairs in {path} have {manifest.length} tokens; set "
+                f"model.length={manifest.length}."
+            )
+        noise, own = manifest.options["noise"], [config.model.noise_kind, config.model.noise_scale]
+        if noise is not None and noise != own and not config.method.fresh_noise:
+            raise UserError(
+                f"model.noise_kind and model.noise_scale are {own[0]} and {own[1]:g}, but the noise of the pairs in "
+                f"{path} is {noise[0]} with scale {noise[1]:g}, which they name; set the two to that."
+            )
+        folders.append(folder)
+    seeds = [folder.manifest.options["seed"] for folder in folders]
+    if len(set(seeds)) > 1:
+        raise UserError(
+            f"data.path lists pairs of the seeds {', '.join(map(str, seeds))}, but one seed must name all their noise; "
+            "make one folder of as many pairs."
+        )
+    return folders
 
 
 def _prepared(path: str | None, length: int, tokenizer: Tokenizer, out: Path) -> Manifest:

@@ -27,6 +27,7 @@ from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.sampling import sample_texts
+from imdm_scale.distill.states import CorruptedData
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.engine import ModelEngine, Student
 from imdm_scale.parallel.layout import build_groups
@@ -51,6 +52,7 @@ def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
         method_of(config.method),
         TokenStream(ArrayCorpus(small_blocks()), config.seed),
         0,
+        CorruptedData(architecture, coupled=config.method.name == "coupled"),
         1,
         torch.device("cpu"),
     )
