@@ -39,12 +39,8 @@ def scores_table(kept: dict[str, Any]) -> Table:
     table.add_row("data", "", *_common(kept["data"]))
     for num_steps, found in kept["frontier"].items():
         if len(found["temperatures"]) > 1:
-            table.add_row(
-                num_steps,
-                "at the data's\nentropy",
-                interval(found["perplexity"]),
-                number(found["data_entropy"]),
-            )
+            there = "outside the\nfrontier" if found["perplexity"] is None else interval(found["perplexity"])
+            table.add_row(num_steps, "at the data's\nentropy", there, number(found["data_entropy"]))
     return table
 
 
