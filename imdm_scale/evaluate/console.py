@@ -10,9 +10,10 @@ from rich.table import Table
 def scores_table(kept: dict[str, Any]) -> Table:
     """What a judge said: a row for each cell, real text last."""
     table = Table(
-        title="Samples", caption=f"Judge: {kept['judge']['description']}; 95% intervals over samples"
+        title="Samples",
+        caption=f"T: temperature. Judge: {kept['judge']['description']}. 95% intervals over samples",
     )
-    for name in ("steps", "temperature", "perplexity", "entropy", "distinct-2", "self-BLEU"):
+    for name in ("steps", "T", "perplexity", "entropy", "distinct-2", "self-BLEU"):
         table.add_column(name, justify="right")
     cells = list(kept["cells"].values())
     with_mauve = any("mauve" in figures for figures in cells)
