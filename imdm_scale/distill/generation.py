@@ -84,6 +84,7 @@ def generate(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
         num_samples,
         reference,
         text_length=None if continuations is None else continuations.text_length,
+        each=1 if continuations is None else continuations.continuations,
     )
 
 

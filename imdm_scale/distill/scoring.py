@@ -21,9 +21,9 @@ from imdm_scale.evaluate.folder import SCORES_FILE, Cell
 from imdm_scale.evaluate.frontier import FrontierPoint
 from imdm_scale.evaluate.judges import Judge, NgramJudge
 from imdm_scale.evaluate.mauve_score import MauveScorer
-from imdm_scale.evaluate.metrics import SampleScores, sample_entropies
+from imdm_scale.evaluate.metrics import SampleScores
 from imdm_scale.evaluate.reference import ReferenceText
-from imdm_scale.evaluate.scores import frontier_figures, task_figures, text_figures
+from imdm_scale.evaluate.scores import frontier_figures, frontier_point, task_figures, text_figures
 
 NGRAM = "ngram"
 """Name of the judge that needs no model."""
@@ -35,7 +35,9 @@ def score(
     cells: Sequence[Cell],
     num_samples: int,
     reference: ReferenceText,
+    *,
     text_length: int | None,
+    each: int,
 ) -> None:
     """Scores the first `num_samples` samples of the cells and as many validation blocks, and shows the table.
 
@@ -43,6 +45,7 @@ def score(
 
     Args:
         text_length: tokens to which texts are cut; None leaves them whole.
+        each: samples that continue one real beginning; 1 where there are none such.
 
     Raises:
         UserError: no such judge, or no such text.
@@ -58,7 +61,7 @@ def score(
     by_cell: dict[str, Any] = {}
     scorer = None
     if folder is not None and arguments.mauve:
-        human = [tokenizer.decode(ids_L) for ids_L in texts[data_name].tolist()]
+        human = [tokenizer.decode(ids_L) for ids_L in texts[data_name][: num_samples // each].tolist()]
         gpu = evaluation.device.index if evaluation.device.type == "cuda" else -1
         length = text_length or evaluation.model.architecture.length
         scorer = MauveScorer(human, arguments.mauve_model, length, -1 if gpu is None else gpu)
@@ -69,11 +72,11 @@ def score(
             scores = _scored(evaluation, judge, cell.name, ids_SL)
             if folder is None:
                 continue
-            points[cell] = FrontierPoint(sample_entropies(ids_SL), scores)
+            points[cell] = frontier_point(ids_SL, scores, each)
             figures = {
                 "num_steps": cell.num_steps,
                 "temperature": cell.temperature,
-                **text_figures(ids_SL, scores),
+                **text_figures(ids_SL, scores, each),
             }
             if reference.task is not None:
                 figures["task"] = task_figures(ids_SL, reference.task)

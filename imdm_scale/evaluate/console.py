@@ -10,9 +10,10 @@ from rich.table import Table
 def scores_table(kept: dict[str, Any]) -> Table:
     """What a judge said: a row for each cell, real text last."""
     table = Table(
-        title="Samples", caption=f"Judge: {kept['judge']['description']}; 95% intervals over samples"
+        title="Samples",
+        caption=f"T: temperature. Judge: {kept['judge']['description']}. 95% intervals over samples",
     )
-    for name in ("steps", "temperature", "perplexity", "entropy", "distinct-2", "self-BLEU"):
+    for name in ("steps", "T", "perplexity", "entropy", "distinct-2", "self-BLEU"):
         table.add_column(name, justify="right")
     cells = list(kept["cells"].values())
     with_mauve = any("mauve" in figures for figures in cells)
@@ -39,12 +40,8 @@ def scores_table(kept: dict[str, Any]) -> Table:
     table.add_row("data", "", *_common(kept["data"]))
     for num_steps, found in kept["frontier"].items():
         if len(found["temperatures"]) > 1:
-            table.add_row(
-                num_steps,
-                "at the data's\nentropy",
-                interval(found["perplexity"]),
-                number(found["data_entropy"]),
-            )
+            there = "outside the\nfrontier" if found["perplexity"] is None else interval(found["perplexity"])
+            table.add_row(num_steps, "at the data's\nentropy", there, number(found["data_entropy"]))
     return table
 
 

@@ -21,6 +21,12 @@ class SampleScores:
     targets_S: np.ndarray
     """int64, number of its targets."""
 
+    def grouped(self, each: int) -> SampleScores:
+        """As many samples as belong together as one each: the same perplexity, for intervals over groups."""
+        return SampleScores(
+            self.nll_S.reshape(-1, each).sum(axis=1), self.targets_S.reshape(-1, each).sum(axis=1)
+        )
+
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-likelihood over the targets of all samples together.

@@ -91,7 +91,8 @@ def _runs_table(runs: Sequence[ReportRun]) -> str:
 
 
 def _scores_table(runs: Sequence[ReportRun], judge: str, made: Invocations) -> str:
-    rows, data_rows = [], {}
+    rows: list[list[str]] = []
+    data_rows: dict[tuple[str, int], list[str]] = {}
     for run in runs:
         assert run.folder is not None
         kept = run.scores[judge]

@@ -31,17 +31,31 @@ TASK_SEED = 1 << 32
 """Of the task's own samples, which its measures are compared with: none of a training run."""
 
 
-def text_figures(ids_SL: np.ndarray, scores: SampleScores) -> dict[str, Any]:
-    """What is said of texts, samples or real ones, ready for JSON. Entropies in nats."""
+def text_figures(ids_SL: np.ndarray, scores: SampleScores, each: int = 1) -> dict[str, Any]:
+    """What is said of texts, samples or real ones, ready for JSON. Entropies in nats.
+
+    Args:
+        each: texts that belong together, such as the continuations of one beginning; the intervals are over these
+            groups.
+    """
     num_samples, length = ids_SL.shape
+    point = frontier_point(ids_SL, scores, each)
     return {
         "num_samples": num_samples,
         "targets": int(scores.targets_S.sum()),
-        "perplexity": dataclasses.asdict(perplexity_interval(scores)) if scores.targets_S.sum() else None,
-        "entropy": dataclasses.asdict(mean_interval(sample_entropies(ids_SL))),
+        "perplexity": dataclasses.asdict(perplexity_interval(point.scores))
+        if scores.targets_S.sum()
+        else None,
+        "entropy": dataclasses.asdict(mean_interval(point.entropy_S)),
         "distinct": {str(n): distinct_n(ids_SL, n) for n in DISTINCT if n <= length},
         "self_bleu": self_bleu(ids_SL) if num_samples > 1 else None,
     }
+
+
+def frontier_point(ids_SL: np.ndarray, scores: SampleScores, each: int = 1) -> FrontierPoint:
+    """Entropy and scores of each group of texts."""
+    entropy_S = sample_entropies(ids_SL).reshape(-1, each).mean(axis=1)
+    return FrontierPoint(entropy_S, scores.grouped(each))
 
 
 def frontier_figures(points: Mapping[Cell, FrontierPoint], data_entropy: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from imdm_scale.evaluate.folder import Cell
 from imdm_scale.evaluate.frontier import FrontierPoint, matched_perplexity, perplexity_at
 from imdm_scale.evaluate.metrics import SampleScores
-from imdm_scale.evaluate.scores import frontier_figures
+from imdm_scale.evaluate.scores import frontier_figures, text_figures
 
 
 def test_by_hand() -> None:
@@ -66,3 +66,15 @@ def test_figures_say_what_is_reached() -> None:
     assert figures["1"]["perplexity"] is None and figures["4"]["perplexity"] is None
     assert figures["1"]["temperatures"] == [0.5, 1.0]
     assert (figures["1"]["lowest_entropy"], figures["1"]["highest_entropy"]) == pytest.approx((2.0, 3.0))
+
+
+def test_groups_widen_the_interval_and_move_nothing() -> None:
+    """Ten groups of five equal texts are ten texts."""
+    ids_SL = np.random.default_rng(2).integers(0, 9, (10, 12)).repeat(5, axis=0)
+    scores = SampleScores(np.arange(1.0, 11.0).repeat(5), np.full(50, 4))
+    alone, grouped = text_figures(ids_SL, scores), text_figures(ids_SL, scores, each=5)
+    of_ten = text_figures(ids_SL[::5], SampleScores(scores.nll_S[::5], scores.targets_S[::5]))
+    for metric in ("perplexity", "entropy"):
+        assert grouped[metric] == pytest.approx(of_ten[metric])
+        assert grouped[metric]["value"] == pytest.approx(alone[metric]["value"])
+        assert grouped[metric]["high"] > alone[metric]["high"]
