@@ -113,7 +113,7 @@ class Manifest:
     @property
     def holds_pairs(self) -> bool:
         """Whether a row is a pair of a state and a text (`imdm_scale.data.pairs`), not one block of text."""
-        return self.options["packing"] == PACKING
+        return self.options.get("packing") == PACKING
 
     @property
     def is_framed(self) -> bool:

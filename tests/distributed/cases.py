@@ -17,7 +17,6 @@ from imdm_scale.checkpoint.save import export_model
 from imdm_scale.config.deepspeed_json import resolve_ds_config
 from imdm_scale.config.layout import RunLayout, run_layout
 from imdm_scale.config.tree import Config
-from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.distill.batch_plan import BatchPlan
@@ -27,12 +26,19 @@ from imdm_scale.distill.loop import Update, serve, train
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.sampling import sample_texts
-from imdm_scale.distill.states import CorruptedData
 from imdm_scale.parallel import compat
 from imdm_scale.parallel.engine import ModelEngine, Student
 from imdm_scale.parallel.layout import build_groups
 from imdm_scale.parallel.shards import whole_weights
-from tests.distributed.small_run import Outcome, Weights, small_architecture, small_blocks, to_numpy
+from tests.distributed.small_run import (
+    Outcome,
+    Weights,
+    small_architecture,
+    small_blocks,
+    small_states,
+    small_stream,
+    to_numpy,
+)
 from tests.tiny import plain_network, random_input, source, weights_of
 
 
@@ -50,9 +56,9 @@ def build(config: Config, ds_json: dict[str, Any]) -> tuple[RunLayout, Parts]:
         architecture,
         source(weights_of(plain_network(architecture))),
         method_of(config.method),
-        TokenStream(ArrayCorpus(small_blocks()), config.seed),
+        small_stream(config),
         0,
-        CorruptedData(architecture, coupled=config.method.name == "coupled"),
+        small_states(config),
         1,
         torch.device("cpu"),
     )
@@ -92,7 +98,7 @@ def begin_anew(config: Config, plan: BatchPlan) -> None:
     """Let a plan's samples come from the first one on again."""
     read = plan.stream
     plan.stream = ReplicaStream(
-        TokenStream(ArrayCorpus(small_blocks()), config.seed),
+        small_stream(config),
         plan.dealing,
         plan.dp_rank,
         replica=read.replica,

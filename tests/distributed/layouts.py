@@ -39,6 +39,7 @@ class Case:
         words += [f"recompute {config.train.recompute}"] * (config.train.recompute != "none")
         words += [config.method.name] * (config.method.name not in ("im_sdtt", "pretrain"))
         others = (
+            "method.fresh_noise",
             "method.refresh_from",
             "method.reset_optimizer",
             "method.states",
@@ -237,6 +238,9 @@ METHODS = [
         ((*COUPLED, *MIX), student(2) + teacher(2) + micro_batches(2, 4), "", 3),
         ((*DISTIL, *STUDENT), student(1, 2) + teacher(2) + micro_batches(2, 4), "", 3),
         ((*DISTIL, *TEACHER), student(2) + teacher() + micro_batches(4, 2), "", 1),
+        (("im_redi",), student(2, 2) + micro_batches(2), "", 3),
+        (("im_redi", "method.fresh_noise=true"), student(1, 2) + micro_batches(2), "", 1),
+        (("im_redi", "model.num_masks=5"), student(2) + micro_batches(4), "", 0),
         ((*DISTIL, *MIX), student() + teacher() + micro_batches(2, 2) + disaggregated([0, 2]), "", 0),
     ]
 ]

@@ -20,18 +20,22 @@ from torch import Tensor
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.load import build_config, parse_override
 from imdm_scale.config.tree import Config
+from imdm_scale.data.pairs import Pairs, pack_pairs
 from imdm_scale.data.stream import ArrayCorpus, TokenStream
 from imdm_scale.diffusion.coupling import Coordinates, progressive_labels, rollout, trajectory_labels
 from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.diffusion.targets import two_substep_targets
 from imdm_scale.distill.batch_plan import BatchPlan, Visited
 from imdm_scale.distill.micro_batch import MicroBatch
-from imdm_scale.distill.states import CorruptedData
+from imdm_scale.distill.pair_generation import noisy_states
+from imdm_scale.distill.states import CorruptedData, StateSource
+from imdm_scale.distill.stored_pairs import StoredPairs
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from tests.tiny import plain_network, tiny, weights_of
 
 Weights = dict[str, np.ndarray]
 
+PAIRS_SEED = 9
 SETTINGS = (
     "method.initial_steps=8",
     "method.steps_per_round=7",
@@ -111,12 +115,34 @@ def small_blocks() -> np.ndarray:
     return np.random.default_rng(0).integers(0, architecture.mask_token_id, shape, dtype=np.uint16)
 
 
+def small_pairs() -> np.ndarray:
+    """As many random pairs as rows, (20, W); a teacher would lead elsewhere, but the loss does not know."""
+    numbers = torch.arange(100, 120)
+    x_0_BL = torch.from_numpy(small_blocks().astype(np.int64))
+    states = noisy_states(PAIRS_SEED, numbers, x_0_BL, 0.2, tiny().mask_token_id)
+    rows = pack_pairs(Pairs(states.x_t_BL.numpy(), x_0_BL.numpy(), states.t_B.numpy(), numbers.numpy()))
+    return rows.astype(np.uint16)
+
+
+def small_stream(config: Config) -> TokenStream:
+    """What a small run reads."""
+    rows = small_pairs() if config.method.name == "im_redi" else small_blocks()
+    return TokenStream(ArrayCorpus(rows), config.seed)
+
+
+def small_states(config: Config) -> StateSource:
+    """What becomes of it."""
+    if config.method.name == "im_redi":
+        return StoredPairs(small_architecture(config), PAIRS_SEED, config.method.fresh_noise)
+    return CorruptedData(small_architecture(config), coupled=config.method.name == "coupled")
+
+
 def small_plan(config: Config) -> BatchPlan:
     """The corpus, a global batch at a time."""
     batch_size = config.train.global_batch_size
     return BatchPlan(
-        stream=TokenStream(ArrayCorpus(small_blocks()), config.seed),
-        states=CorruptedData(small_architecture(config), coupled=config.method.name == "coupled"),
+        stream=small_stream(config),
+        states=small_states(config),
         seed=config.seed,
         global_batch_size=batch_size,
         micro_batch_size=batch_size,
@@ -158,7 +184,7 @@ def plain_run(config: Config) -> Outcome:
             plan.visited = _visited(config, network, plan.micro_batch(step, 0))
         batch = plan.micro_batch(step, 0)
         with counter_based_dropout(batch, student.config.num_layers):
-            if config.method.name == "pretrain":
+            if not config.method.has_teacher:
                 loss = _nelbo(student, batch)
             elif config.method.name == "coupled":
                 labels_N = _coupled_labels(
