@@ -18,12 +18,10 @@ from imdm_scale.diffusion.sampler import SamplerSettings
 from imdm_scale.diffusion.vocabulary_order import TokenOrder
 from imdm_scale.distill.sampling import sample_texts
 from imdm_scale.distill.training_data import TrainingData
+from imdm_scale.evaluate.judges import LARGEST_ORDER
 from imdm_scale.evaluate.ngram import NgramEvaluator
 from imdm_scale.evaluate.quality import plot_quality, quality_table, render_table, show_samples, write_json
 from imdm_scale.parallel.engine import ModelEngine
-
-JUDGE_ORDER = 4
-"""Order of the n-gram judge; blocks that are shorter have a judge of their own length."""
 
 
 def report_quality(
@@ -79,7 +77,7 @@ def report_quality(
         data.first_blocks(split, evaluate.max_tokens) for split in ("train", "valid")
     )
     evaluator = NgramEvaluator.fit(
-        train_blocks, tokenizer.vocab_size, min(JUDGE_ORDER, train_blocks.shape[1]), eos_id=tokenizer.eos_id
+        train_blocks, tokenizer.vocab_size, min(LARGEST_ORDER, train_blocks.shape[1]), eos_id=tokenizer.eos_id
     )
     quality = quality_table(samples, valid_blocks, evaluator)
     write_json(quality, run_dir / "quality.json")
