@@ -17,7 +17,7 @@ Shapes: B batch, L length (positions), D noise dimensions, N positions that a st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ Tokens = Callable[[Tensor, Tensor, Tensor], Tensor]
 (B, L), in ascending order, drawn by one float64 uniform each. `positions_N` may be empty. It and `u_N` are on the
 device of the first state; x_BL is from the second call on where the tokens are."""
 
+GRIDS = ("time", "order")
+"""How the steps of a trajectory divide it: by equal spans of time, or by equal numbers of positions."""
 LARGEST_BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -133,10 +135,15 @@ def trajectory(
     num_steps: int,
     *,
     mask_id: int,
+    grid: str = "time",
 ) -> Tensor:
-    """The text to which a network's coupled trajectory leads from x_t, on the grid t (1 - i / num_steps).
+    """The text to which a network's coupled trajectory leads from x_t.
 
     Args:
+        grid: one of `GRIDS`. On the grid of time, t (1 - i / num_steps), the law of the text is that of ancestral
+            sampling in as many steps. On that of order each step reveals as many positions as any other, in the order
+            of their times: with a step for each masked position every one is alone, which is the limit of infinitely
+            many steps of the other grid.
         tokens: called exactly `num_steps` times.
         x_t_BL: int64; positions that are not `mask_id` are carried over unchanged.
         noise: u and tau, (B, L) each. A masked position with tau >= t is revealed by the first step.
@@ -149,7 +156,10 @@ def trajectory(
         ValueError: fewer than one step.
     """
     _check_steps(num_steps)
-    until = (t_B * (1.0 - i / num_steps) for i in range(1, num_steps + 1))
+    if grid == "order":
+        until = _even_shares(noise.tau, x_t_BL == mask_id, num_steps)
+    else:
+        until = (t_B * (1.0 - i / num_steps) for i in range(1, num_steps + 1))
     return _reveal(tokens, x_t_BL, noise, until, mask_id)
 
 
@@ -161,6 +171,7 @@ def trajectory_labels(
     num_steps: int,
     *,
     mask_id: int,
+    grid: str = "time",
 ) -> Tensor:
     """What a teacher's coupled trajectory puts at the masked positions of x_t: the labels of a student that is to
     predict the end of the trajectory from (x_t, e) at once.
@@ -169,7 +180,8 @@ def trajectory_labels(
         int64 (N,), the masked positions in row-major order. The arguments and the error are those of
         `trajectory`.
     """
-    return _at_masks(trajectory(tokens, x_t_BL, noise, t_B, num_steps, mask_id=mask_id), x_t_BL, mask_id)
+    text_BL = trajectory(tokens, x_t_BL, noise, t_B, num_steps, mask_id=mask_id, grid=grid)
+    return _at_masks(text_BL, x_t_BL, mask_id)
 
 
 def progressive_labels(
@@ -245,6 +257,16 @@ def _reveal(
         x_BL = x_BL.to(ids_N.device).flatten().index_put((place_N,), ids_N).view(x_BL.shape)
         masked_BL = masked_BL & ~reveal_BL
     return x_BL
+
+
+def _even_shares(tau_BL: Tensor, masked_BL: Tensor, num_steps: int) -> Iterator[Tensor]:
+    """Times (B,) down to which each step reveals, so that of M masked positions ceil(M i / num_steps) are revealed
+    after step i."""
+    falling_BL = tau_BL.masked_fill(~masked_BL, -1.0).sort(dim=1, descending=True).values
+    counts_B = masked_BL.sum(1)
+    for i in range(1, num_steps + 1):
+        revealed_B = (counts_B * i + num_steps - 1) // num_steps
+        yield falling_BL.gather(1, (revealed_B - 1).clamp(min=0)[:, None])[:, 0]
 
 
 def _at_masks(x_BL: Tensor, x_t_BL: Tensor, mask_id: int) -> Tensor:

@@ -41,6 +41,8 @@ class CoupledTeacher:
     """Of the two small steps; None where all samples are labelled by trajectories, whose teacher never changes."""
     temperature: float = 1.0
     """Divides the teacher's logits."""
+    grid: str = "time"
+    """Of the trajectory, one of `diffusion.coupling.GRIDS`."""
 
 
 class Coupled(Distillation):
@@ -94,7 +96,11 @@ class Coupled(Distillation):
         labels = []
         if share > 0:
             steps = self.teacher.trajectory_steps
-            labels.append(trajectory_labels(tokens, batch.x_t_BL, noise, batch.t_B, steps, mask_id=mask_id))
+            labels.append(
+                trajectory_labels(
+                    tokens, batch.x_t_BL, noise, batch.t_B, steps, mask_id=mask_id, grid=self.teacher.grid
+                )
+            )
         if share < 1:
             assert self.teacher.rounds is not None, "small steps have a size"
             dt = 1 / self.teacher.rounds.teacher_steps(batch.step)

@@ -27,7 +27,11 @@ def method_of(settings: MethodConfig, order: TokenOrder | None = None) -> Method
         share = {"trajectory": 1.0, "progressive": 0.0, "mixture": settings.trajectory_share}[settings.target]
         return Coupled(
             CoupledTeacher(
-                settings.trajectory_steps, share, rounds if share < 1 else None, settings.teacher_temperature
+                settings.trajectory_steps,
+                share,
+                rounds if share < 1 else None,
+                settings.teacher_temperature,
+                settings.trajectory_grid,
             ),
             greedy_student=settings.student_draws == "argmax",
             rank_V=None if order is None else order.rank_V,

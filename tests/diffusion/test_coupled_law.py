@@ -17,7 +17,9 @@ import pytest
 import torch
 from scipy import stats
 
-from imdm_scale.diffusion.sampler import SamplerSettings, sample
+from imdm_scale.diffusion.coupling import coordinates, trajectory
+from imdm_scale.diffusion.noise import mask_noise
+from imdm_scale.diffusion.sampler import SamplerSettings, draw_tokens, sample
 
 VOCAB, LENGTH, MASK = 3, 4, 3
 NUM_SAMPLES = 200_000
@@ -27,16 +29,25 @@ STATES_SL = torch.tensor(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)
 TEXTS = (STATES_SL != MASK).all(-1)
 
 
-def conditional_laws() -> torch.Tensor:
-    """p(x_i = v | what the state reveals), (states, L, V) in float64."""
+def joint_law() -> torch.Tensor:
+    """The chain's law of every text, (texts,) in float64."""
     start = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     chain = torch.tensor([[0.85, 0.1, 0.05], [0.1, 0.2, 0.7], [0.45, 0.5, 0.05]], dtype=torch.float64)
     texts_XL = STATES_SL[TEXTS]
     joint_X = start[texts_XL[:, 0]]
     for i in range(1, LENGTH):
         joint_X = joint_X * chain[texts_XL[:, i - 1], texts_XL[:, i]]
+    return joint_X
+
+
+JOINT_X = joint_law()
+
+
+def conditional_laws() -> torch.Tensor:
+    """p(x_i = v | what the state reveals), (states, L, V) in float64."""
+    texts_XL = STATES_SL[TEXTS]
     agree_SX = ((STATES_SL[:, None] == MASK) | (STATES_SL[:, None] == texts_XL)).all(-1)
-    weights_SX = agree_SX * joint_X
+    weights_SX = agree_SX * JOINT_X
     one_hot_XLV = torch.nn.functional.one_hot(texts_XL, VOCAB).double()
     return torch.einsum("sx,xlv->slv", weights_SX, one_hot_XLV) / weights_SX.sum(-1)[:, None, None]
 
@@ -122,3 +133,23 @@ def test_the_test_would_see_another_number_of_steps():
     settings = SamplerSettings(3, sampler="coupled")
     for num_steps in (1, 2, 4):
         assert pvalue(START, text_law(START, num_steps), settings) < 1e-12
+
+
+def test_one_position_at_a_time_has_the_chains_own_law():
+    """As many steps as positions, each its own: the limit of ancestral sampling in infinitely many steps."""
+    noise = coordinates(mask_noise(23, torch.arange(NUM_SAMPLES), 0, LENGTH, 2))
+
+    def tokens(x_BL, positions_N, u_N):
+        logits_NV = predict(x_BL, torch.empty(0)).flatten(0, 1)[positions_N]
+        return draw_tokens(logits_NV, u_N, mask_id=MASK)
+
+    start_BL = torch.full((NUM_SAMPLES, LENGTH), MASK)
+    times_B = torch.ones(NUM_SAMPLES, dtype=torch.float64)
+    x_0_BL = trajectory(tokens, start_BL, noise, times_B, LENGTH, mask_id=MASK, grid="order")
+    powers = torch.tensor([VOCAB ** (LENGTH - 1 - i) for i in range(LENGTH)])
+    counts = torch.bincount((x_0_BL * powers).sum(-1), minlength=VOCAB**LENGTH)
+    expected = JOINT_X * NUM_SAMPLES
+    assert expected.min() > 5
+    assert stats.chisquare(counts.double().numpy(), expected.numpy()).pvalue > FALSE_ALARM
+    in_three = text_law(START, 3) * NUM_SAMPLES
+    assert stats.chisquare(counts.double().numpy(), in_three.numpy()).pvalue < 1e-12

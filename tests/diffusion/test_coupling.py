@@ -282,3 +282,34 @@ def test_a_rollout_is_the_beginning_of_the_sampled_trajectory():
     assert torch.equal(x_half, corrupt_coupled(x_0, COORDINATES.tau, half, MASK))
     other = rollout(Teacher(), ALL_MASKED, COORDINATES, half, 1, mask_id=MASK)
     assert torch.equal(other == MASK, x_half == MASK) and not torch.equal(other, x_half)
+
+
+@given(
+    masks=st.lists(st.integers(0, 2**LENGTH - 1), min_size=BATCH, max_size=BATCH),
+    num_steps=st.integers(1, LENGTH + 3),
+)
+def test_even_shares_reveal_equally_many_in_the_order_of_their_times(masks, num_steps):
+    masked_BL = torch.tensor([[mask >> i & 1 for i in range(LENGTH)] for mask in masks]).bool()
+    teacher = Teacher()
+    x_BL = trajectory(
+        teacher,
+        torch.zeros(BATCH, LENGTH, dtype=torch.int64).masked_fill(masked_BL, MASK),
+        COORDINATES,
+        torch.full((BATCH,), 0.5),
+        num_steps,
+        mask_id=MASK,
+        grid="order",
+    )
+    assert not (x_BL == MASK).any() and (x_BL[~masked_BL] == 0).all()
+    revealed_BL = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    for i, positions_N in enumerate(teacher.asked, 1):
+        now_BL = (
+            torch.zeros(BATCH * LENGTH, dtype=torch.bool).index_fill(0, positions_N, True).view(BATCH, LENGTH)
+        )
+        assert not (now_BL & (revealed_BL | ~masked_BL)).any()
+        revealed_BL |= now_BL
+        counts_B = masked_BL.sum(1)
+        assert torch.equal(revealed_BL.sum(1), (counts_B * i / num_steps).ceil().long())
+        later_BL = COORDINATES.tau.masked_fill(~(masked_BL & ~revealed_BL), -1)
+        earlier_BL = COORDINATES.tau.masked_fill(~revealed_BL, 2)
+        assert (later_BL.amax(1) < earlier_BL.amin(1)).all()

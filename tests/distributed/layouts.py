@@ -44,6 +44,7 @@ class Case:
             "method.reset_optimizer",
             "method.states",
             "method.target",
+            "method.trajectory_grid",
             "model.qk_norm",
             "model.noise_fourier",
             "model.num_masks",
@@ -222,6 +223,7 @@ METHODS = [
     for what, how, more, stage in [
         (COUPLED, student() + teacher() + micro_batches(2, 1), "", 3),
         (COUPLED, student(2, 2) + teacher(2) + micro_batches(2, 4), "", 1),
+        ((*COUPLED, "method.trajectory_grid=order"), student(2) + teacher(2) + micro_batches(2, 4), "", 3),
         (
             ("coupled", "method.target=progressive"),
             student(2) + teacher(1, 2) + micro_batches(2, 2),

@@ -273,7 +273,7 @@ def _coupled_labels(config: Config, teacher: ImdmForMaskedLM, batch: MicroBatch,
     method, mask_id = config.method, tiny().mask_token_id
     tokens = _drawn(teacher, batch, method.teacher_temperature)
     what = tokens, batch.x_t_BL, batch.coordinates(tiny()), batch.t_B
-    long_N = trajectory_labels(*what, method.trajectory_steps, mask_id=mask_id)
+    long_N = trajectory_labels(*what, method.trajectory_steps, mask_id=mask_id, grid=method.trajectory_grid)
     short_N = progressive_labels(*what, dt, mask_id=mask_id)
     share = {"trajectory": 1.0, "progressive": 0.0, "mixture": method.trajectory_share}[method.target]
     u_B = uniform(batch.seed, batch.sample_ids_B, Purpose.TRAJECTORY, batch.step, 1)[:, 0, 0]
