@@ -27,11 +27,9 @@ from imdm_scale.hf.export import load_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (1, 2, 4, 8, 16)
-TRAJECTORY_STEPS = 16
 COUPLED_BATCH = 120
-EVALUATIONS = (TRAJECTORY_STEPS + 1) * COUPLED_BATCH
-"""Of student and teacher together in an update of every method (for im_redi the pairs' are spread over its updates)."""
-REDI_BATCH = EVALUATIONS // 2
+SMALL_STEPS = 16
+"""Of the teacher for pairs, and of the coupled trajectory on the grid of time."""
 ROUNDS = 5
 """Of teachers with 32, 16, 8, 4 and 2 steps."""
 
@@ -42,43 +40,42 @@ class Student:
 
     recipe: str
     words: tuple[str, ...] = ()
-    """`key=value`; `{teacher}`, `{pairs}` and `{updates}` stand for what they say."""
-    batch: int = COUPLED_BATCH
-    sampled_as: str | None = None
-    """Another sampler than the one it was trained for."""
+    evaluations: int | None = None
+    """Of the networks for each sample of an update; None is that of the coupled student, a step for each position and
+    one. Batches are larger where they are fewer, so that every student has the same number in all."""
     same_as: str | None = None
-    """The student of this name, sampled in another way."""
+    """The student of this name, but drawing its tokens by the noise's u instead of taking the likeliest."""
 
 
 PLAIN = ("model.noise_dim=0", "model.noise_fourier=0")
-FROM_TEACHER = "teacher.path={teacher}"
+TIME = ("method.trajectory_grid=time", f"method.trajectory_steps={SMALL_STEPS}")
 STUDENTS = {
-    "mdm_sdtt": Student("synthetic_im_sdtt", (FROM_TEACHER, *PLAIN), EVALUATIONS // 3),
-    "im_sdtt": Student("synthetic_im_sdtt", (FROM_TEACHER,), EVALUATIONS // 3),
+    "mdm_sdtt": Student("synthetic_im_sdtt", PLAIN, 3),
+    "im_sdtt": Student("synthetic_im_sdtt", (), 3),
     "finite_sdtt": Student(
-        "synthetic_im_sdtt",
-        (FROM_TEACHER, "model.noise_dim=null", "model.noise_fourier=0", "model.num_masks=32"),
-        EVALUATIONS // 3,
+        "synthetic_im_sdtt", ("model.noise_dim=null", "model.noise_fourier=0", "model.num_masks=32"), 3
     ),
-    "mdm_redi": Student("synthetic_im_redi", PLAIN, REDI_BATCH),
-    "im_redi": Student("synthetic_im_redi", (), REDI_BATCH),
-    "coupled": Student("synthetic_coupled", (FROM_TEACHER,)),
-    "coupled_cdf": Student("synthetic_coupled", sampled_as="coupled", same_as="coupled"),
-    "coupled_late": Student("synthetic_coupled", (FROM_TEACHER, "method.sampling_eps=0.5")),
-    "coupled_on_policy": Student(
+    "mdm_redi": Student("synthetic_im_redi", PLAIN, 2),
+    "im_redi": Student("synthetic_im_redi", (), 2),
+    "coupled": Student("synthetic_coupled"),
+    "coupled_cdf": Student("synthetic_coupled", same_as="coupled"),
+    "coupled_time": Student("synthetic_coupled", TIME, SMALL_STEPS + 1),
+    "coupled_raw": Student("synthetic_coupled", ("model.noise_fourier=0",)),
+    "progressive": Student("synthetic_coupled", ("method.target=progressive", "method.initial_steps=32"), 3),
+    "progressive_on_policy": Student(
         "synthetic_coupled",
-        (FROM_TEACHER, "method.states=mix", "method.visit_steps=1", "method.trajectory_steps=15"),
+        (
+            "method.target=progressive",
+            "method.initial_steps=32",
+            "method.states=student",
+            "method.visit_steps=2",
+        ),
+        5,
     ),
-    "progressive": Student(
-        "synthetic_coupled",
-        (FROM_TEACHER, "method.target=progressive", "method.initial_steps=32"),
-        EVALUATIONS // 3,
-    ),
-    "mixture": Student(
-        "synthetic_coupled",
-        (FROM_TEACHER, "method.target=mixture", "method.initial_steps=32", "method.trajectory_steps=14"),
-    ),
+    "mixture": Student("synthetic_coupled", ("method.target=mixture", "method.initial_steps=32"), None),
 }
+"""A pair counts for im_redi as one evaluation of the student and one of the teacher's, of which it takes SMALL_STEPS:
+there is one pair for so many samples."""
 
 
 class Study:
@@ -115,28 +112,24 @@ class Study:
 
     def train_student(self, seed: int, name: str, student: Student, teacher: Path) -> None:
         """One student, and before it the pairs that it learns from."""
-        updates = self.arguments.updates
-        words = [f"train.global_batch_size={student.batch}", f"train.micro_batch_size={student.batch}"]
+        updates, in_an_update = self.arguments.updates, (self.task.length + 1) * COUPLED_BATCH
+        batch = in_an_update // (student.evaluations or self.task.length + 1)
+        words = [f"train.global_batch_size={batch}", f"train.micro_batch_size={batch}"]
         words += [f"train.max_steps={updates}"]
-        if "im_redi" in student.recipe:
+        if student.recipe == "synthetic_im_redi":
             pairs = self.arguments.out / f"pairs-{seed}"
-            num_pairs = updates * (EVALUATIONS - student.batch) // TRAJECTORY_STEPS
             if not (pairs / "manifest.json").exists():
+                num_pairs = updates * batch // SMALL_STEPS
                 flags = ["--model", str(teacher), "--data", self.arguments.task, "--out", str(pairs)]
-                flags += [
-                    "--num-pairs",
-                    str(num_pairs),
-                    "--steps",
-                    str(TRAJECTORY_STEPS),
-                    "--seed",
-                    str(seed),
-                ]
-                self.call(self.arguments.out / f"pairs-{seed}.log", "tools/generate_pairs.py", *flags)
+                flags += ["--num-pairs", str(num_pairs), "--steps", str(SMALL_STEPS), "--seed", str(seed)]
+                flags += ["--batch-size", "512", "--shard-pairs", "16384"]
+                self.call(pairs.with_suffix(".log"), "tools/generate_pairs.py", *flags)
             words += [f"data.path={pairs}", f"train.init_from={teacher}"]
         else:
-            words += [f"method.steps_per_round={-(-updates // ROUNDS)}"]
-        words += [word.format(teacher=teacher) for word in student.words]
-        self.train(seed, name, student.recipe, words)
+            words += [f"method.steps_per_round={-(-updates // ROUNDS)}", f"teacher.path={teacher}"]
+        if student.recipe == "synthetic_coupled":
+            words += [f"method.trajectory_steps={self.task.length}", "method.trajectory_grid=order"]
+        self.train(seed, name, student.recipe, [*words, *student.words])
 
     def train(self, seed: int, name: str, recipe: str, words: list[str]) -> Path:
         """Trains unless it was done; returns the exported model's folder."""
@@ -164,7 +157,7 @@ class Study:
         use = [
             u["diagnostics"]["noise_information"]
             for u in updates
-            if "noise_information" in (u["diagnostics"] or {})
+            if "noise_information" in (u.get("diagnostics") or {})
         ]
         row: dict[str, object] = {
             "seed": seed,
@@ -172,8 +165,8 @@ class Study:
             "evaluations": updates[-1]["network_evaluations"],
             "noise_information": use[-1] if use else None,
         }
-        if "redi" in name:
-            row["evaluations"] = updates[-1]["step"] * EVALUATIONS
+        if "redi" in name:  # as many again for the pairs
+            row["evaluations"] = 2 * updates[-1]["network_evaluations"]
         model = load_folder(run_dir / "student").float()
         for num_steps in STEPS:
             ids_SL = model.generate_text(

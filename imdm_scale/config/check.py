@@ -175,6 +175,11 @@ def _check_evaluation(config: Config) -> None:
             f"evaluate.shown_samples is {evaluate.shown_samples}, more than evaluate.num_samples, "
             f"{evaluate.num_samples}; set it to {evaluate.num_samples} or less."
         )
+    if evaluate.at_end and evaluate.shown_steps not in evaluate.steps:
+        raise UserError(
+            f"evaluate.shown_steps is {evaluate.shown_steps}, but texts are sampled in {either(evaluate.steps)} steps; "
+            "set it to one of these."
+        )
 
 
 def _check_data(config: Config) -> None:

@@ -18,6 +18,7 @@ from imdm_scale.data.output_folder import writing
 from imdm_scale.data.pair_console import PairReport
 from imdm_scale.data.pair_folder import PairFolder, data_lock
 from imdm_scale.data.pairs import DIGIT_BITS, PACKING, pack_pairs
+from imdm_scale.data.prepare_console import say
 from imdm_scale.data.prepared_corpus import PreparedCorpus
 from imdm_scale.data.shards import shard_dtype
 from imdm_scale.data.stream import TokenStream
@@ -50,7 +51,7 @@ def make_pairs(arguments: argparse.Namespace, device: torch.device) -> None:
     folder = PairFolder(arguments.out, _plan(arguments, model, reference))
     is_done = told_by(MAIN_RANK, lambda: folder.begin(model.tokenizer))
     if is_done:
-        console.print(f"{arguments.out} holds these {folder.num_pairs:,} pairs already")
+        say(console, f"{arguments.out} holds these {folder.num_pairs:,} pairs already")
         return
     mine = range(arguments.part, folder.num_shards, arguments.parts)
     missing = told_by(MAIN_RANK, lambda: [shard for shard in mine if not folder.is_finished(shard)])
@@ -80,16 +81,17 @@ def _make_shard(folder: PairFolder, shard: int, maker: PairMaker, report: PairRe
 def _finish(folder: PairFolder, parts: int, console: Console) -> None:
     left = told_by(MAIN_RANK, folder.finish)
     if not left:
-        console.print(f"{folder.num_pairs:,} pairs written to {folder.out}")
+        say(console, f"{folder.num_pairs:,} pairs written to {folder.out}")
     elif parts == 1:
         raise UserError(
             f"{len(left)} shards of {folder.out} (the first is {left[0]}) are being made by another program; give the "
             "same command again when that has ended."
         )
     else:
-        console.print(
+        say(
+            console,
             f"this part is done; {len(left)} of {folder.num_shards} shards are other parts', the last of which will "
-            "write the manifest"
+            "write the manifest",
         )
 
 

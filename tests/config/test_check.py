@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imdm_scale.assets import TEACHER
 from imdm_scale.config.architecture import SIZES, architecture_of
 from imdm_scale.config.check import check_config
 from imdm_scale.config.layout import run_layout
@@ -270,3 +271,21 @@ def test_interleaved_stages_take_turns_in_whole_rounds() -> None:
     assert "parallel.student.virtual_stages is 2" in message and "an update has 3 on each replica" in message
     message = refusal("train.global_batch_size=64", "evaluate.batch_size=3", *interleaved, world_size=2)
     assert "evaluate.batch_size is 3" in message and "a multiple of parallel.student.pp, 2" in message
+
+
+def test_shown_texts_are_among_the_sampled() -> None:
+    message = refusal("evaluate.steps=[1,2]", "evaluate.shown_steps=4")
+    assert "evaluate.shown_steps is 4, but texts are sampled in 1 or 2 steps" in message
+    check_config(made("evaluate.steps=[1,2]", "evaluate.shown_steps=4", "evaluate.at_end=false"), 1)
+
+
+def test_pairs_are_for_im_redi() -> None:
+    message = refusal("method.name=im_redi", "data.path=null")
+    assert "learns from pairs that a teacher made, but data.path is null" in message
+    assert "tools/generate_pairs.py" in message
+    assert "set method.name=im_redi" in refusal("method.fresh_noise=true")
+    message = refusal("method.name=im_redi", f"data.path={TEACHER}", f"teacher.path={TEACHER}")
+    assert "method.name is im_redi, which has no teacher" in message
+    message = refusal("method.name=im_redi", f"data.path={TEACHER}", "method.states=student")
+    assert "method.states is student, but method.name is im_redi" in message
+    check_config(made("method.name=im_redi", f"data.path={TEACHER}", f"train.init_from={TEACHER}"), 2)

@@ -48,12 +48,18 @@ def written(folder: Path, name: str, text: str) -> Path:
 )
 @pytest.mark.parametrize("ds_config", sorted((ROOT / "configs" / "ds").glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_files_load_and_check_clean(ds_config: Path, recipe: Path, world_size: int) -> None:
-    small = ("quickstart", "pretrain_tiny", "synthetic")
+    small = ("quickstart", "pretrain_tiny", "synthetic", "books")
     if not recipe.stem.startswith(small):
         world_size *= 8
-    # Where a recipe's teacher is another run's student, that of the package stands in.
-    made = "runs/" in str(build_config(read_recipe(recipe)).teacher.path)
-    config, ds = load_config(recipe, [f"teacher.path={TEACHER}"] * made, ds_config, world_size)
+    # Where a recipe begins with what another run leaves, the package's teacher stands in.
+    wanted = build_config(read_recipe(recipe))
+    paths = {
+        "teacher.path": wanted.teacher.path,
+        "train.init_from": wanted.train.init_from,
+        "data.path": wanted.data.path,
+    }
+    words = [f"{key}={TEACHER}" for key, path in paths.items() if "runs/" in str(path)]
+    config, ds = load_config(recipe, words, ds_config, world_size)
     assert isinstance(config, Config)
     assert ds["train_batch_size"] == config.train.micro_batch_size * world_size
     assert ds["zero_optimization"]["stage"] == int(ds_config.stem[4])
@@ -225,7 +231,7 @@ def test_a_group_is_no_setting(tmp_path: Path, group: str) -> None:
         ("teacher.ranks=last", "an integer or a list of integers, such as [1,2,4], or null"),
         ("teacher.ranks=[3,x]", "an integer or a list of integers"),
         ("teacher.checksum=yes", "true or false"),
-        ("method.name=sdtt", "one of im_sdtt, coupled, pretrain"),
+        ("method.name=sdtt", "one of im_sdtt, coupled, im_redi, pretrain"),
         ("log.wandb=no", "one of off, offline, online"),
         ("train.precision=fp16", "one of fp32, bf16"),
         ("teacher.placement=elsewhere", "one of colocated, disaggregated"),
