@@ -96,9 +96,8 @@ class Study:
                 student = STUDENTS[name]
                 if student.same_as is None:
                     self.train_student(seed, name, student, teacher)
-                rows.setdefault(name, []).append(
-                    self.measured(seed, student.same_as or name, student.sampled_as)
-                )
+                sampler = "coupled" if student.same_as else None
+                rows.setdefault(name, []).append(self.measured(seed, student.same_as or name, sampler))
                 table = self.table(rows)
                 (out / "study.json").write_text(
                     json.dumps({"rows": rows, "settings": self.settings()}, indent=1)
