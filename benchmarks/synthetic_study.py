@@ -13,17 +13,23 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import stats
+from torch import Tensor
 
 from imdm_scale.data.synthetic import AllEqual, SyntheticTask
 from imdm_scale.data.synthetic_source import synthetic_source
+from imdm_scale.diffusion.coupling import coordinates, trajectory
+from imdm_scale.diffusion.noise import mask_noise
+from imdm_scale.diffusion.sampler import draw_tokens
 from imdm_scale.evaluate.synthetic import mean_log_prob, pair_distance, possible_share, token_entropy
 from imdm_scale.hf.export import load_folder
+from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (1, 2, 4, 8, 16)
@@ -40,9 +46,9 @@ class Student:
 
     recipe: str
     words: tuple[str, ...] = ()
-    evaluations: int | None = None
-    """Of the networks for each sample of an update; None is that of the coupled student, a step for each position and
-    one. Batches are larger where they are fewer, so that every student has the same number in all."""
+    evaluations: Callable[[int], int] = lambda length: length + 1
+    """Of the networks for each sample of an update, given the task's length: the coupled student's labels take a step
+    for each position. Batches are larger where they are fewer, so that every student has the same number in all."""
     same_as: str | None = None
     """The student of this name, but drawing its tokens by the noise's u instead of taking the likeliest."""
 
@@ -50,18 +56,22 @@ class Student:
 PLAIN = ("model.noise_dim=0", "model.noise_fourier=0")
 TIME = ("method.trajectory_grid=time", f"method.trajectory_steps={SMALL_STEPS}")
 STUDENTS = {
-    "mdm_sdtt": Student("synthetic_im_sdtt", PLAIN, 3),
-    "im_sdtt": Student("synthetic_im_sdtt", (), 3),
+    "mdm_sdtt": Student("synthetic_im_sdtt", PLAIN, lambda length: 3),
+    "im_sdtt": Student("synthetic_im_sdtt", (), lambda length: 3),
     "finite_sdtt": Student(
-        "synthetic_im_sdtt", ("model.noise_dim=null", "model.noise_fourier=0", "model.num_masks=32"), 3
+        "synthetic_im_sdtt",
+        ("model.noise_dim=null", "model.noise_fourier=0", "model.num_masks=32"),
+        lambda length: 3,
     ),
-    "mdm_redi": Student("synthetic_im_redi", PLAIN, 2),
-    "im_redi": Student("synthetic_im_redi", (), 2),
+    "mdm_redi": Student("synthetic_im_redi", PLAIN, lambda length: 2),
+    "im_redi": Student("synthetic_im_redi", (), lambda length: 2),
     "coupled": Student("synthetic_coupled"),
     "coupled_cdf": Student("synthetic_coupled", same_as="coupled"),
-    "coupled_time": Student("synthetic_coupled", TIME, SMALL_STEPS + 1),
+    "coupled_time": Student("synthetic_coupled", TIME, lambda length: SMALL_STEPS + 1),
     "coupled_raw": Student("synthetic_coupled", ("model.noise_fourier=0",)),
-    "progressive": Student("synthetic_coupled", ("method.target=progressive", "method.initial_steps=32"), 3),
+    "progressive": Student(
+        "synthetic_coupled", ("method.target=progressive", "method.initial_steps=32"), lambda length: 3
+    ),
     "progressive_on_policy": Student(
         "synthetic_coupled",
         (
@@ -70,9 +80,11 @@ STUDENTS = {
             "method.states=student",
             "method.visit_steps=2",
         ),
-        5,
+        lambda length: 5,
     ),
-    "mixture": Student("synthetic_coupled", ("method.target=mixture", "method.initial_steps=32"), None),
+    "mixture": Student(
+        "synthetic_coupled", ("method.target=mixture", "method.initial_steps=32"), lambda length: length + 3
+    ),
 }
 """A pair counts for im_redi as one evaluation of the student and one of the teacher's, of which it takes SMALL_STEPS:
 there is one pair for so many samples."""
@@ -112,7 +124,7 @@ class Study:
     def train_student(self, seed: int, name: str, student: Student, teacher: Path) -> None:
         """One student, and before it the pairs that it learns from."""
         updates, in_an_update = self.arguments.updates, (self.task.length + 1) * COUPLED_BATCH
-        batch = in_an_update // (student.evaluations or self.task.length + 1)
+        batch = in_an_update // student.evaluations(self.task.length)
         words = [f"train.global_batch_size={batch}", f"train.micro_batch_size={batch}"]
         words += [f"train.max_steps={updates}"]
         if student.recipe == "synthetic_im_redi":
@@ -176,7 +188,23 @@ class Study:
             row[f"entropy_{num_steps}"] = token_entropy(samples, self.task.vocab_size)
             row[f"pairs_{num_steps}"] = pair_distance(samples, self.task)
             row[f"log_prob_{num_steps}"] = mean_log_prob(samples, self.task)
+        if name == "teacher":
+            one_by_one = self.one_by_one(model, seed)
+            row["rate_one_by_one"] = possible_share(one_by_one, self.task).value
+            row["log_prob_one_by_one"] = mean_log_prob(one_by_one, self.task)
         return row
+
+    def one_by_one(self, model: ImdmForMaskedLM, seed: int) -> np.ndarray:
+        """What the teacher writes one position after the other: the trajectory of the coupled student's labels."""
+        count, length, mask_id = self.arguments.num_samples, self.task.length, model.config.mask_token_id
+        noise = coordinates(mask_noise(1000 + seed, torch.arange(count), 0, length, 2))
+
+        @torch.no_grad()
+        def tokens(x_BL: Tensor, positions_N: Tensor, u_N: Tensor) -> Tensor:
+            return draw_tokens(model(x_BL).logits.flatten(0, 1)[positions_N], u_N, mask_id=mask_id)
+
+        start_BL, t_B = torch.full((count, length), mask_id), torch.ones(count, dtype=torch.float64)
+        return trajectory(tokens, start_BL, noise, t_B, length, mask_id=mask_id, grid="order").numpy()
 
     def table(self, rows: dict[str, list[dict[str, object]]]) -> str:
         """Markdown: what could be written at all, or how likely it is, by steps; then the rest at one step."""
@@ -202,6 +230,8 @@ class Study:
             cells += [f"{np.mean([row['entropy_1'] for row in found]) / maximum:.3f}"]
             cells += [f"{np.mean([row['pairs_1'] for row in found]):.3f}"]
             lines.append("| " + " | ".join(cells) + " |")
+        one_by_one = interval([row[f"{main}_one_by_one"] for row in rows["teacher"]])
+        lines[0] += f"the teacher one position after the other: {one_by_one}\n"
         share = possible_share(own, self.task).value if main == "rate" else mean_log_prob(own, self.task)
         entropy = token_entropy(own, self.task.vocab_size) / maximum
         cells = ["the law itself", "", "", "", *[f"{share:.3f}"] * len(STEPS), f"{entropy:.3f}"]
