@@ -67,6 +67,7 @@ STUDENTS = {
     "im_redi": Student("synthetic_im_redi", (), lambda length: 2),
     "coupled": Student("synthetic_coupled"),
     "coupled_cdf": Student("synthetic_coupled", same_as="coupled"),
+    "coupled_order": Student("synthetic_coupled", ("method.trajectory_grid=order",)),
     "coupled_time": Student("synthetic_coupled", TIME, lambda length: SMALL_STEPS + 1),
     "coupled_raw": Student("synthetic_coupled", ("model.noise_fourier=0",)),
     "progressive": Student(
@@ -139,7 +140,7 @@ class Study:
         else:
             words += [f"method.steps_per_round={-(-updates // ROUNDS)}", f"teacher.path={teacher}"]
         if student.recipe == "synthetic_coupled":
-            words += [f"method.trajectory_steps={self.task.length}", "method.trajectory_grid=order"]
+            words += [f"method.trajectory_steps={self.task.length}", "method.trajectory_grid=position"]
         self.train(seed, name, student.recipe, [*words, *student.words])
 
     def train(self, seed: int, name: str, recipe: str, words: list[str]) -> Path:
@@ -204,7 +205,7 @@ class Study:
             return draw_tokens(model(x_BL).logits.flatten(0, 1)[positions_N], u_N, mask_id=mask_id)
 
         start_BL, t_B = torch.full((count, length), mask_id), torch.ones(count, dtype=torch.float64)
-        return trajectory(tokens, start_BL, noise, t_B, length, mask_id=mask_id, grid="order").numpy()
+        return trajectory(tokens, start_BL, noise, t_B, length, mask_id=mask_id, grid="position").numpy()
 
     def table(self, rows: dict[str, list[dict[str, object]]]) -> str:
         """Markdown: what could be written at all, or how likely it is, by steps; then the rest at one step."""

@@ -32,9 +32,9 @@ class MethodConfig:
     samples."""
     trajectory_steps: int = 16
     """coupled: steps of the teacher's trajectory."""
-    trajectory_grid: Literal["time", "order"] = "time"
-    """coupled: what the steps divide evenly: the time, as ancestral sampling does, or the masked positions, which are
-    then revealed one by one if there are as many steps."""
+    trajectory_grid: Literal["time", "order", "position"] = "time"
+    """coupled: what the steps divide evenly: the time, as ancestral sampling does, or the masked positions, in the
+    order of their times or from left to right; they are revealed one by one if there are as many steps."""
     trajectory_share: float = 0.5
     """coupled, mixture: share of the samples that are labelled by a trajectory."""
     student_draws: Literal["inverse_cdf", "argmax"] = "inverse_cdf"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,12 @@ import numpy as np
 from imdm_scale.data.durable import partial_path, put_in_place, write_whole
 from imdm_scale.data.manifest import FILE_NAME, TOKENIZER_FOLDER, Manifest, Shard, Split
 from imdm_scale.data.output_folder import LOCK_FILE, finished_manifest, refuse_other_choices, writing
+from imdm_scale.data.resuming import damage_of
 from imdm_scale.data.shards import ShardWriter
 from imdm_scale.data.tokenizer import Tokenizer
 from imdm_scale.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.json"
 FINISHED = "finished"
@@ -79,21 +83,24 @@ class PairFolder:
         """
         if finished_manifest(self.out, self.plan) is not None:
             return True
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            try:
-                with filelock.FileLock(self.out / LOCK_FILE, timeout=PLAN_SECONDS):
-                    self._agree(tokenizer)
-            except filelock.Timeout:
-                raise UserError(
-                    f"{self.out} is held by another program for more than {PLAN_SECONDS:.0f} seconds; end it, or "
-                    "choose another folder."
-                ) from None
+        with self._alone():
+            if (self.out / FILE_NAME).exists():  # by another program, just before this one was alone
+                return finished_manifest(self.out, self.plan) is not None
+            self._agree(tokenizer)
         return False
 
     def is_finished(self, shard: int) -> bool:
-        """Whether a shard is whole and on the disk."""
-        return self._note(shard).exists() or (self.out / FILE_NAME).exists()
+        """Whether a shard is on the disk as it was written; reads its bytes."""
+        if (self.out / FILE_NAME).exists():
+            return True
+        try:
+            noted = Shard(**json.loads(self._note(shard).read_text()))
+        except FileNotFoundError:
+            return False
+        damage = damage_of(self.out / noted.file, noted)
+        if damage is not None:
+            logger.warning("%s/%s %s; it is made again", self.out, noted.file, damage)
+        return damage is None
 
     @contextmanager
     def claimed(self, shard: int) -> Iterator[bool]:
@@ -101,7 +108,7 @@ class PairFolder:
         lock = filelock.FileLock(self.out / FINISHED / f"{shard:05}.lock", timeout=0)
         try:
             lock.acquire()
-        except filelock.Timeout:
+        except (filelock.Timeout, FileNotFoundError):  # of a folder that has just been finished
             yield False
             return
         try:
@@ -128,25 +135,50 @@ class PairFolder:
         Raises:
             UserError: the disk refuses.
         """
+        if (self.out / FILE_NAME).exists():
+            return []
+        with self._alone():
+            return self._finish()
+
+    def _finish(self) -> list[int]:
+        """See `finish`; by the program that is alone."""
+        if (self.out / FILE_NAME).exists():
+            return []
         shards = []
         missing = []
         for shard in range(self.num_shards):
             try:
                 shards.append(Shard(**json.loads(self._note(shard).read_text())))
             except FileNotFoundError:
-                if (self.out / FILE_NAME).exists():  # another program was first, and has tidied up
-                    return []
                 missing.append(shard)
         if missing:
             return missing
         split = Split(self.num_pairs, self.num_pairs * self.plan.length, 0, tuple(shards))
         manifest = dataclasses.replace(self.plan, splits={SPLIT: split})
-        with writing(self.out):
-            write_whole(self.out / FILE_NAME, manifest.to_json())
-            shutil.rmtree(self.out / FINISHED, ignore_errors=True)
-            for file in (self.out / PLAN_FILE, self.out / LOCK_FILE, data_lock(self.out)):
-                file.unlink(missing_ok=True)
+        write_whole(self.out / FILE_NAME, manifest.to_json())
+        shutil.rmtree(self.out / FINISHED, ignore_errors=True)
+        # Who waits for the lock finds the manifest.
+        for file in (self.out / PLAN_FILE, self.out / LOCK_FILE, data_lock(self.out)):
+            file.unlink(missing_ok=True)
         return []
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the folder's lock, which is short work for every program."""
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.out / LOCK_FILE, timeout=PLAN_SECONDS)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise UserError(
+                    f"{self.out} is held by another program for more than {PLAN_SECONDS:.0f} seconds; end it, or "
+                    "choose another folder."
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
 
     def _note(self, shard: int) -> Path:
         return self.out / FINISHED / f"{shard:05}.json"

@@ -104,7 +104,7 @@ class Unfinished:
         """
         for split in self.splits.values():
             for number, finished in enumerate(split.shards):
-                damage = _damage(folder / finished.shard.file, finished.shard)
+                damage = damage_of(folder / finished.shard.file, finished.shard)
                 if damage is not None:
                     logger.warning(
                         "%s/%s %s; it and what follows it is made again", folder, finished.shard.file, damage
@@ -159,7 +159,7 @@ def _pack_state(content: dict) -> PackState:
     return PackState(**{**content, "rest": tuple(content["rest"])})
 
 
-def _damage(file: Path, shard: Shard) -> str | None:
+def damage_of(file: Path, shard: Shard) -> str | None:
     """What is wrong with a finished shard; None if nothing is."""
     try:
         num_bytes = file.stat().st_size

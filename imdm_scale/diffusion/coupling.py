@@ -28,8 +28,9 @@ Tokens = Callable[[Tensor, Tensor, Tensor], Tensor]
 (B, L), in ascending order, drawn by one float64 uniform each. `positions_N` may be empty. It and `u_N` are on the
 device of the first state; x_BL is from the second call on where the tokens are."""
 
-GRIDS = ("time", "order")
-"""How the steps of a trajectory divide it: by equal spans of time, or by equal numbers of positions."""
+GRIDS = ("time", "order", "position")
+"""How the steps of a trajectory divide it: by equal spans of time, or by equal numbers of positions, these in the order
+of their times or from left to right."""
 LARGEST_BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -143,7 +144,9 @@ def trajectory(
         grid: one of `GRIDS`. On the grid of time, t (1 - i / num_steps), the law of the text is that of ancestral
             sampling in as many steps. On that of order each step reveals as many positions as any other, in the order
             of their times: with a step for each masked position every one is alone, which is the limit of infinitely
-            many steps of the other grid.
+            many steps of the grid of time. On that of position they are revealed from left to right, whatever their
+            times, so that the text is a function of u alone: the law of a network that completes texts in any order
+            does not depend on it.
         tokens: called exactly `num_steps` times.
         x_t_BL: int64; positions that are not `mask_id` are carried over unchanged.
         noise: u and tau, (B, L) each. A masked position with tau >= t is revealed by the first step.
@@ -156,7 +159,12 @@ def trajectory(
         ValueError: fewer than one step.
     """
     _check_steps(num_steps)
-    if grid == "order":
+    if grid == "position":
+        length = x_t_BL.shape[1]
+        falling_L = torch.arange(length, 0, -1, dtype=noise.tau.dtype, device=noise.tau.device) / (length + 1)
+        noise = Coordinates(noise.u, falling_L.expand_as(noise.tau))
+    until: Iterable[Tensor]
+    if grid != "time":
         until = _even_shares(noise.tau, x_t_BL == mask_id, num_steps)
     else:
         until = (t_B * (1.0 - i / num_steps) for i in range(1, num_steps + 1))

@@ -6,6 +6,7 @@ B pairs, L positions.
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import filelock
@@ -90,8 +91,9 @@ def make(out: Path, *shards: int, plan: Manifest = plan()) -> list[int]:  # noqa
     if folder.begin(TOKENIZER):
         return []
     for shard in shards:
-        if not folder.is_finished(shard):
-            folder.write(shard, rows(folder, shard))
+        with folder.claimed(shard) as mine:
+            if mine and not folder.is_finished(shard):
+                folder.write(shard, rows(folder, shard))
     return folder.finish()
 
 
@@ -136,6 +138,31 @@ def test_a_shard_without_its_note_is_made_again(tmp_path: Path) -> None:
     assert make(tmp_path.parent / "other", 0, 1, 2) == []
     found, expected = whole(tmp_path), whole(tmp_path.parent / "other")
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
+    make(tmp_path, 0, 1)
+    file = tmp_path / "train" / "00000.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert make(tmp_path, 0, 1, 2) == []
+    make(tmp_path.parent / "sound", 0, 1, 2)
+    assert whole(tmp_path) == whole(tmp_path.parent / "sound")
+
+
+def test_programs_that_end_together(tmp_path: Path) -> None:
+    """All find the folder finished, or finish it, and none is in another's way."""
+    context = multiprocessing.get_context("fork")
+    for repeat in range(10):
+        out = tmp_path / str(repeat)
+        programs = [context.Process(target=make, args=(out, shard)) for shard in (0, 1, 2, 2)]
+        for program in programs:
+            program.start()
+        for program in programs:
+            program.join()
+        assert [program.exitcode for program in programs] == [0] * 4
+        assert open_folder(out).manifest.splits["train"].num_blocks == 10
+        left = {name for name in whole(out) if name.startswith((FINISHED, PLAN_FILE, "."))}
+        assert left <= {".lock"}, "which who comes late makes once more"
 
 
 def test_another_program_that_is_first_with_the_manifest(tmp_path: Path) -> None:

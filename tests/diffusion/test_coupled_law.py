@@ -135,7 +135,8 @@ def test_the_test_would_see_another_number_of_steps():
         assert pvalue(START, text_law(START, num_steps), settings) < 1e-12
 
 
-def test_one_position_at_a_time_has_the_chains_own_law():
+@pytest.mark.parametrize("grid", ["order", "position"])
+def test_one_position_at_a_time_has_the_chains_own_law(grid):
     """As many steps as positions, each its own: the limit of ancestral sampling in infinitely many steps."""
     noise = coordinates(mask_noise(23, torch.arange(NUM_SAMPLES), 0, LENGTH, 2))
 
@@ -145,7 +146,7 @@ def test_one_position_at_a_time_has_the_chains_own_law():
 
     start_BL = torch.full((NUM_SAMPLES, LENGTH), MASK)
     times_B = torch.ones(NUM_SAMPLES, dtype=torch.float64)
-    x_0_BL = trajectory(tokens, start_BL, noise, times_B, LENGTH, mask_id=MASK, grid="order")
+    x_0_BL = trajectory(tokens, start_BL, noise, times_B, LENGTH, mask_id=MASK, grid=grid)
     powers = torch.tensor([VOCAB ** (LENGTH - 1 - i) for i in range(LENGTH)])
     counts = torch.bincount((x_0_BL * powers).sum(-1), minlength=VOCAB**LENGTH)
     expected = JOINT_X * NUM_SAMPLES

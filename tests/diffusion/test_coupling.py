@@ -287,8 +287,10 @@ def test_a_rollout_is_the_beginning_of_the_sampled_trajectory():
 @given(
     masks=st.lists(st.integers(0, 2**LENGTH - 1), min_size=BATCH, max_size=BATCH),
     num_steps=st.integers(1, LENGTH + 3),
+    grid=st.sampled_from(["order", "position"]),
 )
-def test_even_shares_reveal_equally_many_in_the_order_of_their_times(masks, num_steps):
+def test_even_shares_reveal_equally_many_in_the_order_of_times_or_positions(masks, num_steps, grid):
+    times_BL = COORDINATES.tau if grid == "order" else 1 - torch.arange(LENGTH).expand(BATCH, -1) / LENGTH
     masked_BL = torch.tensor([[mask >> i & 1 for i in range(LENGTH)] for mask in masks]).bool()
     teacher = Teacher()
     x_BL = trajectory(
@@ -298,7 +300,7 @@ def test_even_shares_reveal_equally_many_in_the_order_of_their_times(masks, num_
         torch.full((BATCH,), 0.5),
         num_steps,
         mask_id=MASK,
-        grid="order",
+        grid=grid,
     )
     assert not (x_BL == MASK).any() and (x_BL[~masked_BL] == 0).all()
     revealed_BL = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
@@ -310,6 +312,6 @@ def test_even_shares_reveal_equally_many_in_the_order_of_their_times(masks, num_
         revealed_BL |= now_BL
         counts_B = masked_BL.sum(1)
         assert torch.equal(revealed_BL.sum(1), (counts_B * i / num_steps).ceil().long())
-        later_BL = COORDINATES.tau.masked_fill(~(masked_BL & ~revealed_BL), -1)
-        earlier_BL = COORDINATES.tau.masked_fill(~revealed_BL, 2)
+        later_BL = times_BL.masked_fill(~(masked_BL & ~revealed_BL), -1)
+        earlier_BL = times_BL.masked_fill(~revealed_BL, 2)
         assert (later_BL.amax(1) < earlier_BL.amin(1)).all()

@@ -225,6 +225,12 @@ METHODS = [
         (COUPLED, student(2, 2) + teacher(2) + micro_batches(2, 4), "", 1),
         ((*COUPLED, "method.trajectory_grid=order"), student(2) + teacher(2) + micro_batches(2, 4), "", 3),
         (
+            (*COUPLED, "method.trajectory_grid=position"),
+            student(1, 2) + teacher() + micro_batches(2, 2),
+            "",
+            2,
+        ),
+        (
             ("coupled", "method.target=progressive"),
             student(2) + teacher(1, 2) + micro_batches(2, 2),
             "teacher.zero_stage=3",
