@@ -265,11 +265,6 @@ def opened(url: str, threads: int) -> Iterator[PreparedFolder]:
     with tempfile.TemporaryDirectory(prefix="imdm_scale_", ignore_cleanup_errors=True) as cache:
         fetch = FetchSettings(cache_dir=Path(cache), cache_bytes=0, attempts=3)
         folder = PreparedFolder.open(url, fetch)
-        if folder.manifest.holds_pairs:
-            raise UserError(
-                f"{url} holds pairs of states and texts, which this tool does not look into; training verifies each of "
-                "their shards as it reads it."
-            )
         shards = [shard for split in folder.manifest.splits.values() for shard in split.shards]
         room = (threads + 1) * max(shard.num_bytes for shard in shards)
         yield PreparedFolder(folder.url, folder.manifest, dataclasses.replace(fetch, cache_bytes=room))
@@ -277,6 +272,8 @@ def opened(url: str, threads: int) -> Iterator[PreparedFolder]:
 
 def headline(where: str, manifest: Manifest) -> str:
     """A prepared folder in a line."""
+    if manifest.holds_pairs:
+        return f"{where}: pairs of {manifest.length:,} tokens, sampled in {manifest.options['steps']:,} steps"
     return f"{where}: blocks of {manifest.length:,} tokens, {manifest.options['packing']}"
 
 

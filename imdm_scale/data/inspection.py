@@ -16,6 +16,8 @@ import numpy as np
 
 from imdm_scale.data.folder import DamagedShard, PreparedFolder
 from imdm_scale.data.manifest import Manifest, Shard, Split
+from imdm_scale.data.pair_inspection import pair_faults
+from imdm_scale.data.pairs import unpack_pairs
 from imdm_scale.data.tokenizer import Tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 
@@ -91,7 +93,7 @@ def verify(
             first = 0
             for shard in split.shards:
                 rows = [block - first for block in drawn[name] if first <= block < first + shard.num_blocks]
-                pending.append((name, first, shard, pool.submit(_examine, folder, shard, rows)))
+                pending.append((name, first, shard, pool.submit(_examine, folder, shard, rows, first)))
                 first += shard.num_blocks
         for name, first, shard, future in pending:
             findings = future.result()
@@ -113,15 +115,19 @@ class _Findings:
     rows: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def _examine(folder: PreparedFolder, shard: Shard, rows: Sequence[int]) -> _Findings:
-    """Everything about one shard, and `rows` of it."""
-    record = folder.manifest.tokenizer
+def _examine(folder: PreparedFolder, shard: Shard, rows: Sequence[int], first: int) -> _Findings:
+    """Everything about one shard, whose first row is number `first` of its split, and `rows` of it."""
+    manifest = folder.manifest
+    record = manifest.tokenizer
     found = _Findings(np.zeros(record.vocab_size, np.int64))
     try:
         blocks_BL = folder.open_shard(shard)
     except DamagedShard as error:
         found.damages.append(str(error))
         return found
+    if manifest.holds_pairs:
+        found.damages += _damages(shard, pair_faults(blocks_BL, manifest, first), "make the pairs again")
+        blocks_BL = unpack_pairs(blocks_BL).x_0_BL
     num_foreign = num_unframed = 0
     for ids_BL in _pieces(blocks_BL):
         is_foreign_BL = ids_BL >= record.vocab_size
@@ -129,20 +135,23 @@ def _examine(folder: PreparedFolder, shard: Shard, rows: Sequence[int]) -> _Find
         found.counts_V += np.bincount(ids_BL[~is_foreign_BL], minlength=record.vocab_size)
         is_framed_B = (ids_BL[:, 0] == record.bos_id) & (ids_BL[:, -1] == record.eos_id)
         num_unframed += int((~is_framed_B).sum())
-    num_masks = int(found.counts_V[record.mask_id])
-    framed = folder.manifest.options["packing"] != "plain"
-    for number, what in (
-        (num_foreign, f"ids of {record.vocab_size} or more, which the tokenizer does not have"),
-        (num_masks, f"mask tokens (id {record.mask_id}), which no text has"),
-        (
-            num_unframed if framed else 0,
-            f"blocks that do not begin with BOS (id {record.bos_id}) and end with EOS (id {record.eos_id})",
-        ),
-    ):
-        if number:
-            found.damages.append(f"{shard.file} holds {number:,} {what}; prepare the data again.")
+    if not manifest.holds_pairs:
+        faults = [
+            (num_foreign, f"ids of {record.vocab_size} or more, which the tokenizer does not have"),
+            (int(found.counts_V[record.mask_id]), f"mask tokens (id {record.mask_id}), which no text has"),
+            (
+                num_unframed if manifest.is_framed else 0,
+                f"blocks that do not begin with BOS (id {record.bos_id}) and end with EOS (id {record.eos_id})",
+            ),
+        ]
+        found.damages += _damages(shard, faults, "prepare the data again")
     found.rows = {row: np.array(blocks_BL[row]) for row in rows}
     return found
+
+
+def _damages(shard: Shard, faults: list[tuple[int, str]], remedy: str) -> list[str]:
+    """A sentence for each fault that occurs."""
+    return [f"{shard.file} holds {number:,} {what}; {remedy}." for number, what in faults if number]
 
 
 def _tokenizer_damages(tokenizer: Tokenizer, manifest: Manifest) -> list[str]:
@@ -157,7 +166,10 @@ def _tokenizer_damages(tokenizer: Tokenizer, manifest: Manifest) -> list[str]:
 def _count_damages(name: str, split: Split, manifest: Manifest) -> list[str]:
     """Where the counts of a split contradict each other."""
     packing, length = manifest.options["packing"], manifest.length
-    if packing == "document":
+    if manifest.holds_pairs:
+        has, says = split.num_blocks, manifest.options["num_pairs"]
+        unit = "pairs, but as many were to be made"
+    elif packing == "document":
         has, says = split.num_blocks, split.num_documents
         unit = "blocks, but as many documents"
     else:
@@ -223,6 +235,10 @@ def split_statistics(
         UserError: a shard is missing, not what the manifest says, or has ids that the tokenizer does not have.
     """
     manifest = folder.manifest
+    if manifest.holds_pairs:
+        raise UserError(
+            f"{folder.url} holds pairs, of which there are no statistics; `tools/prepare_data.py verify` looks at them."
+        )
     split = manifest.splits[name]
     shards = list(split.shards)
     if max_blocks is not None and max_blocks < split.num_blocks:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from imdm_scale.data.folder import PreparedFolder
 from imdm_scale.data.manifest import FILE_NAME, FORMAT, Manifest, TokenizerRecord
 from imdm_scale.data.pair_folder import FINISHED, PLAN_FILE, PairFolder
+from imdm_scale.data.pair_inspection import pair_faults
 from imdm_scale.data.pairs import Pairs, pack_pairs, row_width, unpack_pairs
 from imdm_scale.data.synthetic_source import id_tokenizer
 from imdm_scale.errors import UserError
@@ -214,3 +215,23 @@ def test_text_manifests_are_as_before(tmp_path: Path) -> None:
     assert not text.holds_pairs and text.row_width == LENGTH and not text.is_framed
     assert plan(packing="wrapped").is_framed and plan(framed=True).is_framed
     assert "kind" not in json.loads(text.to_json())
+
+
+def test_faults_of_pairs_are_found() -> None:
+    """One pair with each fault, by hand; a sound one has none."""
+    manifest = plan(t_min=0.25)
+    record = manifest.tokenizer
+    mask = record.mask_id
+    x_t_BL = np.array([[mask, 1, 2, 3, 4]] * 6)
+    x_0_BL = np.array([[5, 1, 2, 3, 4]] * 6)
+    t_B, numbers_B = np.full(6, 0.5), np.arange(20, 26)
+    assert [
+        count for count, _ in pair_faults(pack_pairs(Pairs(x_t_BL, x_0_BL, t_B, numbers_B)), manifest, 20)
+    ] == [0] * 5
+    x_0_BL[1, 0] = record.vocab_size
+    x_0_BL[2, 0] = mask
+    x_0_BL[3, 4] = 7
+    t_B[4] = 0.2
+    numbers_B[5] = 21
+    faults = pair_faults(pack_pairs(Pairs(x_t_BL, x_0_BL, t_B, numbers_B)), manifest, 20)
+    assert [count for count, _ in faults] == [1] * 5

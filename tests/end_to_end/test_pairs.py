@@ -65,7 +65,9 @@ def test_pairs_are_all_there(pairs: Path) -> None:
     assert [number for part in found for number in part.numbers_B] == list(range(50))
     assert folder.manifest.options["steps"] == 4 and folder.manifest.source["data"] == TASK
     done = typed("tools/prepare_data.py", "verify", str(pairs))
-    assert done.returncode == 2 and "holds pairs of states and texts" in done.stderr
+    assert done.returncode == 0 and "pairs of 8 tokens, sampled in 4 steps" in done.stdout, done.stdout
+    done = typed("tools/prepare_data.py", "stats", str(pairs))
+    assert done.returncode == 2 and "holds pairs, of which there are no statistics" in done.stderr
 
 
 def test_parts_and_ranks_make_the_same_folder(teacher: Path, pairs: Path, tmp_path: Path) -> None:
