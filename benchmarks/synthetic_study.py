@@ -22,12 +22,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from imdm_scale.data.synthetic import AllEqual, SyntheticTask
+from imdm_scale.data.synthetic import SyntheticTask
 from imdm_scale.data.synthetic_source import synthetic_source
 from imdm_scale.diffusion.coupling import coordinates, trajectory
 from imdm_scale.diffusion.noise import mask_noise
 from imdm_scale.diffusion.sampler import draw_tokens
-from imdm_scale.evaluate.synthetic import mean_log_prob, pair_distance, possible_share, token_entropy
+from imdm_scale.evaluate.synthetic import likely_share, pair_distance, token_entropy
 from imdm_scale.hf.export import load_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 
@@ -185,14 +185,12 @@ class Study:
                 self.arguments.num_samples, num_steps, seed=1000 + seed, sampler=sampler
             )
             samples = ids_SL.numpy()
-            row[f"rate_{num_steps}"] = possible_share(samples, self.task).value
+            row[f"rate_{num_steps}"] = likely_share(samples, self.task).value
             row[f"entropy_{num_steps}"] = token_entropy(samples, self.task.vocab_size)
             row[f"pairs_{num_steps}"] = pair_distance(samples, self.task)
-            row[f"log_prob_{num_steps}"] = mean_log_prob(samples, self.task)
         if name == "teacher":
             one_by_one = self.one_by_one(model, seed)
-            row["rate_one_by_one"] = possible_share(one_by_one, self.task).value
-            row["log_prob_one_by_one"] = mean_log_prob(one_by_one, self.task)
+            row["rate_one_by_one"] = likely_share(one_by_one, self.task).value
         return row
 
     def one_by_one(self, model: ImdmForMaskedLM, seed: int) -> np.ndarray:
@@ -210,9 +208,7 @@ class Study:
     def table(self, rows: dict[str, list[dict[str, object]]]) -> str:
         """Markdown: what could be written at all, or how likely it is, by steps; then the rest at one step."""
         own = self.task.samples(0, 1 << 40, self.arguments.num_samples)
-        main = "rate" if isinstance(self.task, AllEqual) else "log_prob"
-        what = {"rate": "share of possible samples", "log_prob": "mean ln p of a sample (nats)"}[main]
-        lines = [f"{what} at 1, 2, 4, 8, 16 steps; the rest at one step\n"]
+        lines = ["share of likely samples at 1, 2, 4, 8, 16 steps; the rest at one step\n"]
         heads = [
             "",
             "updates",
@@ -227,13 +223,13 @@ class Study:
         for name, found in rows.items():
             cells = [name, f"{found[0]['updates']:,}", f"{found[0]['evaluations']:,}"]
             cells += [interval([row["noise_information"] for row in found])]
-            cells += [interval([row[f"{main}_{n}"] for row in found]) for n in STEPS]
+            cells += [interval([row[f"rate_{n}"] for row in found]) for n in STEPS]
             cells += [f"{np.mean([row['entropy_1'] for row in found]) / maximum:.3f}"]
             cells += [f"{np.mean([row['pairs_1'] for row in found]):.3f}"]
             lines.append("| " + " | ".join(cells) + " |")
-        one_by_one = interval([row[f"{main}_one_by_one"] for row in rows["teacher"]])
+        one_by_one = interval([row["rate_one_by_one"] for row in rows["teacher"]])
         lines[0] += f"the teacher one position after the other: {one_by_one}\n"
-        share = possible_share(own, self.task).value if main == "rate" else mean_log_prob(own, self.task)
+        share = likely_share(own, self.task).value
         entropy = token_entropy(own, self.task.vocab_size) / maximum
         cells = ["the law itself", "", "", "", *[f"{share:.3f}"] * len(STEPS), f"{entropy:.3f}"]
         lines.append("| " + " | ".join([*cells, f"{pair_distance(own, self.task):.3f}"]) + " |")

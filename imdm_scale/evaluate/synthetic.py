@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imdm_scale.data.synthetic import SyntheticTask, entropy
+from imdm_scale.data.synthetic import MONTE_CARLO_FIRST, MONTE_CARLO_SAMPLES, SyntheticTask, entropy
 
 Z_95 = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""
@@ -37,13 +37,13 @@ def possible_share(ids_SL: np.ndarray, task: SyntheticTask) -> Share:
     return share_of(int(np.isfinite(task.log_probs(ids_SL)).sum()), len(ids_SL))
 
 
-def mean_log_prob(ids_SL: np.ndarray, task: SyntheticTask) -> float:
-    """Mean of ln p(sample) under the task's law, in nats; the law's own samples have minus its block entropy.
+def likely_share(ids_SL: np.ndarray, task: SyntheticTask) -> Share:
+    """Share of the samples that are as likely under the task's law as all but the least likely 1% of its own.
 
-    A sampler that repeats the likeliest sequences exceeds that: see the entropy beside it. -inf where a sample is
-    impossible.
+    The law itself has .99. Where every possible sequence is equally likely this is `possible_share`.
     """
-    return float(task.log_probs(ids_SL).mean())
+    own_S = task.log_probs(task.samples(0, MONTE_CARLO_FIRST, MONTE_CARLO_SAMPLES))
+    return share_of(int((task.log_probs(ids_SL) >= np.quantile(own_S, 0.01)).sum()), len(ids_SL))
 
 
 def pair_distance(ids_SL: np.ndarray, task: SyntheticTask) -> float:
