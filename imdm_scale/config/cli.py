@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from imdm_scale.config.arguments import Parser
 from imdm_scale.config.help import help_text
 from imdm_scale.config.nearest import did_you_mean
 from imdm_scale.config.schema import settings
@@ -15,13 +15,6 @@ from imdm_scale.errors import UserError
 TRAIN_FLAGS = ("--ds_config", "--recipe", "--local_rank", "--help")
 PLAN_FLAGS = ("--world-size", "--ds_config", "--recipe", "--help")
 DEFAULT_DS_CONFIG = Path(__file__).parents[2] / "configs" / "ds" / "zero3.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors, so that one rank reports them once."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"Command line: {message}; --help shows the usage.")
 
 
 def parse_train_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,7 +27,7 @@ def parse_train_arguments(argv: Sequence[str]) -> argparse.Namespace:
         UserError: `--ds_config` is missing, or a flag is unknown or has a bad value.
         SystemExit: after `--help`.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="deepspeed tools/train.py",
         usage="%(prog)s --ds_config FILE [--recipe FILE] [key=value ...]",
         description="Trains a student; writes everything under run_dir.",
@@ -65,7 +58,7 @@ def parse_plan_arguments(argv: Sequence[str]) -> argparse.Namespace:
         UserError: no sub-command, or a flag is missing, unknown or has a bad value.
         SystemExit: after `--help`.
     """
-    parser = _Parser(prog="tools/plan.py", description="Plans a run; needs no GPU and starts no process.")
+    parser = Parser(prog="tools/plan.py", description="Plans a run; needs no GPU and starts no process.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     layout = commands.add_parser(
         "layout",

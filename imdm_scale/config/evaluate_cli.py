@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from imdm_scale.config.nearest import did_you_mean
+from imdm_scale.config.arguments import Parser, add_sharing, positive, unknown_word, whole
 from imdm_scale.errors import UserError
 
 PROGRAM = "python tools/evaluate.py"
@@ -42,13 +40,6 @@ example:
   python tools/evaluate.py report runs/quickstart runs/coupled --out report
 
 RUN is the --out of an evaluation, or the folder of a training run that has evaluations in it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors, so that one rank reports them once."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"Command line: {message}; --help shows the usage.")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -99,7 +90,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     _add_report(parsers["report"])
     arguments, rest = parser.parse_known_args(argv)
     if rest:
-        raise UserError(_unknown(rest[0], arguments.command, parsers[arguments.command]))
+        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
     return arguments
 
 
@@ -121,12 +112,7 @@ def _add_model(parser: argparse.ArgumentParser, samples: str) -> None:
         help=f"{samples} at a time on each replica (default: 32)",
     )
     parser.add_argument("--seed", type=whole(0), default=42, metavar="N", help="of all draws (default: 42)")
-    machine = parser.add_argument_group("how the ranks share the network (the results do not depend on it)")
-    machine.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor parallel (default: 1)")
-    machine.add_argument("--pp", type=whole(1), default=1, metavar="N", help="pipeline parallel (default: 1)")
-    machine.add_argument(
-        "--zero", type=int, choices=(0, 3), default=0, help="ZeRO stage of the weights (default: 0)"
-    )
+    add_sharing(parser, "the results do not depend on it")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the network (default: fp32)"
     )
@@ -233,35 +219,3 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="samples of each run, side by side (default: 3)",
     )
-
-
-def whole(smallest: int) -> Callable[[str], int]:
-    """A type of arguments: whole numbers from `smallest` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {smallest}")
-        return int(text)
-
-    return parse
-
-
-def positive(text: str) -> float:
-    """A type of arguments: finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def _unknown(word: str, command: str, parser: argparse.ArgumentParser) -> str:
-    """What to say of a word that `command` does not know."""
-    if not word.startswith("-"):
-        return f"{command} has no use for the word {word!r}; --help shows the usage."
-    flag = word.partition("=")[0]
-    flags = re.findall(r"^  (--[\w-]+)", parser.format_help(), flags=re.MULTILINE)
-    otherwise = f"its flags are {', '.join(flags)}."
-    return f"{flag} is no known flag of {command}; {did_you_mean(flag, flags, otherwise)}"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from imdm_scale.config.evaluate_cli import Parser, positive, whole
+from imdm_scale.config.arguments import Parser, add_sharing, positive, whole
 from imdm_scale.errors import UserError
 
 PROGRAM = "python tools/generate_pairs.py"
@@ -70,12 +70,7 @@ def parse_pairs_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--batch-size", type=whole(1), default=32, metavar="N", help="at a time on each replica (default: 32)"
     )
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="arithmetic of the network (default: fp32)")
-    shares = parser.add_argument_group("how the work is shared (the pairs do not depend on it)")
-    shares.add_argument("--tp", type=whole(1), default=1, metavar="N", help="tensor parallel (default: 1)")
-    shares.add_argument("--pp", type=whole(1), default=1, metavar="N", help="pipeline parallel (default: 1)")
-    shares.add_argument(
-        "--zero", type=int, choices=(0, 3), default=0, help="ZeRO stage of the weights (default: 0)"
-    )
+    shares = add_sharing(parser, "the pairs do not depend on it")
     shares.add_argument(
         "--part",
         type=whole(0),

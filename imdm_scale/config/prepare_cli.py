@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from imdm_scale.config.nearest import did_you_mean
+from imdm_scale.config.arguments import Parser, unknown_word, whole
 from imdm_scale.errors import UserError
 
 PROGRAM = "python tools/prepare_data.py"
@@ -49,13 +47,6 @@ examples:
 Shards are read one after the other; those of a URL pass through a temporary folder (under $TMPDIR)."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"Command line: {message}; --help shows the usage.")
-
-
 def parse_prepare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """`command` (prepare, train-tokenizer, verify or stats) and that command's own arguments.
 
@@ -66,7 +57,7 @@ def parse_prepare_arguments(argv: Sequence[str]) -> argparse.Namespace:
         UserError: no command, or a flag is missing, unknown or has a bad value.
         SystemExit: after `--help`.
     """
-    parser = _Parser(prog=PROGRAM, description="Text to token shards for training, and a look at them.")
+    parser = Parser(prog=PROGRAM, description="Text to token shards for training, and a look at them.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, usage: str, short: str, long: str, examples: str) -> argparse.ArgumentParser:
@@ -117,7 +108,7 @@ def parse_prepare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     _add_stats(parsers["stats"])
     arguments, rest = parser.parse_known_args(argv)
     if rest:
-        raise UserError(_unknown(rest[0], arguments.command, parsers[arguments.command]))
+        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
     return arguments
 
 
@@ -169,7 +160,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     blocks = parser.add_argument_group("blocks")
     blocks.add_argument(
-        "--length", type=_whole(1), default=1024, metavar="N", help="tokens in a block (default: 1024)"
+        "--length", type=whole(1), default=1024, metavar="N", help="tokens in a block (default: 1024)"
     )
     blocks.add_argument(
         "--packing",
@@ -180,7 +171,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     blocks.add_argument(
         "--documents-per-group",
-        type=_whole(0),
+        type=whole(0),
         default=1000,
         metavar="N",
         help="the rest of every so many documents is dropped, as in the literature; "
@@ -195,17 +186,17 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     output.add_argument(
-        "--shard-mib", type=_whole(1), default=64, metavar="N", help="size of a shard in MiB (default: 64)"
+        "--shard-mib", type=whole(1), default=64, metavar="N", help="size of a shard in MiB (default: 64)"
     )
     output.add_argument(
         "--shuffle-window",
-        type=_whole(1),
+        type=whole(1),
         default=8,
         metavar="N",
         help="shards whose blocks are shuffled together when they are read (default: 8)",
     )
     output.add_argument(
-        "--workers", type=_whole(1), metavar="N", help="processes that tokenise (default: one per core)"
+        "--workers", type=whole(1), metavar="N", help="processes that tokenise (default: one per core)"
     )
 
 
@@ -216,7 +207,7 @@ def _add_train_tokenizer(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE.model", help="file of the tokenizer"
     )
     tokenizer.add_argument(
-        "--vocab-size", type=_whole(1), required=True, metavar="N", help="pieces, without the mask token"
+        "--vocab-size", type=whole(1), required=True, metavar="N", help="pieces, without the mask token"
     )
     tokenizer.add_argument(
         "--model-type", choices=("unigram", "bpe"), default="unigram", help="(default: unigram)"
@@ -228,19 +219,19 @@ def _add_train_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
     tokenizer.add_argument(
         "--max-documents",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="train on the first N documents (default: on all)",
     )
     tokenizer.add_argument(
         "--max-sentences",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="train on a random sample of N paragraphs, for text larger than memory (default: on all)",
     )
     tokenizer.add_argument(
         "--threads",
-        type=_whole(1),
+        type=whole(1),
         default=4,
         metavar="N",
         help="threads of the training; another number may give slightly other pieces (default: 4)",
@@ -250,13 +241,13 @@ def _add_train_tokenizer(parser: argparse.ArgumentParser) -> None:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
     parser.add_argument(
-        "--samples", type=_whole(0), default=3, metavar="N", help="blocks shown as text (default: 3)"
+        "--samples", type=whole(0), default=3, metavar="N", help="blocks shown as text (default: 3)"
     )
     parser.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="N", help="draws the samples (default: 0)"
+        "--seed", type=whole(0), default=0, metavar="N", help="draws the samples (default: 0)"
     )
     parser.add_argument(
-        "--threads", type=_whole(1), default=4, metavar="N", help="shards read at once (default: 4)"
+        "--threads", type=whole(1), default=4, metavar="N", help="shards read at once (default: 4)"
     )
 
 
@@ -267,7 +258,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-blocks",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="read no more than about N blocks of a split, evenly spaced (default: all)",
     )
@@ -282,28 +273,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _whole(smallest: int) -> Callable[[str], int]:
-    """A type of arguments: whole numbers from `smallest` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {smallest}")
-        return int(text)
-
-    return parse
-
-
 def _plot_file(text: str) -> Path:
     if not text.endswith(PLOT_SUFFIXES):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PLOT_SUFFIXES)}")
     return Path(text)
-
-
-def _unknown(word: str, command: str, parser: argparse.ArgumentParser) -> str:
-    """What to say of a word that `command` does not know."""
-    if not word.startswith("-"):
-        return f"{command} has no use for the word {word!r}; --help shows the usage."
-    flag = word.partition("=")[0]
-    flags = re.findall(r"^  (--[\w-]+)", parser.format_help(), flags=re.MULTILINE)
-    otherwise = f"its flags are {', '.join(flags)}."
-    return f"{flag} is no known flag of {command}; {did_you_mean(flag, flags, otherwise)}"
