@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         device = start_process_group()
         from imdm_scale.distill.run import run  # after the libraries are prepared for this machine
 
-        run(config, ds_config, device)
+        run(config, ds_config, device, [__file__, *argv])
         end_process_group()
 
 

@@ -93,6 +93,8 @@ RANGES: dict[str, Range | OneOf] = {
     "train.micro_batch_size": COUNT,
     "train.global_batch_size": COUNT,
     "train.save_every": COUNT,
+    "train.keep_last": COUNT,
+    "train.keep_every": NOT_NEGATIVE,
     "train.learning_rate": POSITIVE,
     "train.warmup_steps": NOT_NEGATIVE,
     "train.min_lr_ratio": Range(0, 1, below_high=False),

@@ -187,7 +187,11 @@ class TrainConfig:
     global_batch_size: int = 128
     """Blocks of text in one update over all ranks; a multiple of micro_batch_size x data-parallel size."""
     save_every: int = 10000
-    """Updates between two checkpoints."""
+    """Updates between two checkpoints; one is also written at the end."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept; an older one goes when a newer one is whole."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many updates are kept for ever; 0: none."""
     learning_rate: float = 6e-5
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -263,6 +267,9 @@ class Config:
 
     run_dir: str = "runs/imdm"
     """Folder for everything that the run writes."""
+    resume: str | None = None
+    """latest goes on from the newest whole checkpoint of run_dir, and begins where there is none; a path names another
+    run's folder or a checkpoint to go on from; null begins anew."""
     seed: int = 1
     """Seed of every draw in training."""
     method: MethodConfig = field(default_factory=MethodConfig)

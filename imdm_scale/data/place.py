@@ -51,20 +51,28 @@ class Place:
         except (ValueError, TypeError):
             raise UserError(f"{folder / FILE_NAME} is damaged; name another checkpoint.") from None
 
-    def check(self, stream: Stream) -> None:
+    def check(
+        self,
+        stream: Stream,
+        origin: str = "data.continue_from",
+        remedy: str = "leave data.continue_from out to begin at the first sample",
+    ) -> None:
         """Refuses to go on in another order than the one whose samples were counted.
+
+        Args:
+            origin: where this place comes from, in words.
+            remedy: what to do if the data cannot be had, in words.
 
         Raises:
             UserError: the data or the seed differ.
         """
         if self.data_hash != stream.data_hash:
             raise UserError(
-                f"data.continue_from counts {self.samples} samples of data {self.data_hash[:12]}, but data.path "
-                f"(with its weights) is {stream.data_hash[:12]}; name the same prepared data, or leave "
-                "data.continue_from out to begin at the first sample."
+                f"{origin} counts {self.samples} samples of data {self.data_hash[:12]}, but data.path "
+                f"(with its weights) is {stream.data_hash[:12]}; name the same prepared data, or {remedy}."
             )
         if self.seed != stream.seed:
             raise UserError(
-                f"data.continue_from counts samples in the order of seed {self.seed}, but seed is {stream.seed}; "
-                f"set seed={self.seed}, or leave data.continue_from out to begin at the first sample."
+                f"{origin} counts samples in the order of seed {self.seed}, but seed is {stream.seed}; "
+                f"set seed={self.seed}, or {remedy}."
             )

@@ -67,6 +67,7 @@ def build_parts(
     states: StateSource,
     begins_with: int | None,
     device: torch.device,
+    first_step: int = 0,
 ) -> Parts:
     """Networks with the given weights and what connects them. Collective over all ranks of the run.
 
@@ -77,10 +78,11 @@ def build_parts(
         first_sample: number in the stream of the run's first sample.
         states: what becomes of the blocks.
         begins_with: the token that begins every block (BOS); None if there is none.
+        first_step: the update with which the run goes on.
     """
 
     def plan(groups: RoleGroups) -> BatchPlan:
-        return _plan(config, groups, stream, states, first_sample, device)
+        return _plan(config, groups, stream, states, first_sample, first_step, device)
 
     student = ema = student_plan = teacher = teacher_plan = None
     dtype = DTYPES[config.train.precision]
@@ -185,6 +187,7 @@ def _plan(
     stream: Stream,
     states: StateSource,
     first_sample: int,
+    first_step: int,
     device: torch.device,
 ) -> BatchPlan:
     global_batch_size, micro_batch_size = config.train.global_batch_size, groups.layout.micro_batch_size
@@ -194,6 +197,7 @@ def _plan(
             Dealing(global_batch_size, micro_batch_size, groups.dp_size),
             groups.dp_rank,
             first_sample=first_sample,
+            first_step=first_step,
             replica=groups.replica,
             workers=config.data.workers,
             pin_memory=device.type == "cuda",

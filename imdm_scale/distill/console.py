@@ -11,6 +11,7 @@ from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.tree import Config
 from imdm_scale.data.mixture import PERIOD, Mixture
 from imdm_scale.data.stream import Stream
+from imdm_scale.distill.loop import Progress as RunProgress
 from imdm_scale.distill.loop import Update
 
 
@@ -65,10 +66,16 @@ def data_description(config: Config, stream: Stream, first_sample: int) -> str:
 
 
 class ProgressReport:
-    """A live bar on a terminal; a line every `log.every` updates elsewhere. A context manager."""
+    """A live bar on a terminal; a line every `log.every` updates elsewhere. A context manager.
 
-    def __init__(self, console: Console, total: int, every: int) -> None:
-        self.console, self.total, self.every = console, total, every
+    Args:
+        total: updates in the whole run.
+        every: `log.every`.
+        begun: how far the run is already.
+    """
+
+    def __init__(self, console: Console, total: int, every: int, begun: RunProgress) -> None:
+        self.console, self.total, self.every, self.begun = console, total, every, begun
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -79,11 +86,13 @@ class ProgressReport:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=total, loss=float("nan"), rate=float("nan"))
+        self.task = self.bar.add_task(
+            "training", total=total, completed=begun.step, loss=float("nan"), rate=float("nan")
+        )
 
     def show(self, update: Update) -> None:
         """Show one update."""
-        rate = update.step / update.seconds
+        rate = (update.step - self.begun.step) / (update.seconds - self.begun.seconds)
         steps = update.round.teacher_steps
         name = "training" if steps is None else f"round {update.round.index} (teacher {steps:g} steps)"
         self.bar.update(self.task, completed=update.step, loss=update.loss, rate=rate, description=name)

@@ -29,6 +29,17 @@ from imdm_scale.parallel.shards import whole_weights
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run is, over all its starts: what a checkpoint keeps of `Update`, where each number is explained."""
+
+    step: int = 0
+    network_evaluations: int = 0
+    num_clipped: int = 0
+    replaced_samples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Update:
     """What is known after one update; the same on every rank of the student."""
 
@@ -43,12 +54,12 @@ class Update:
     tokens: int
     """Tokens of data seen since the start."""
     seconds: float
-    """Wall-clock time since the start."""
+    """Wall-clock time of training since the start."""
     network_evaluations: int
     """Sequences that student and teacher have evaluated since the start: those of the loss, of its target, of
     visits."""
-    clipped: float
-    """Share of the updates so far whose gradient was clipped."""
+    num_clipped: int
+    """Updates so far whose gradient was clipped."""
     visit_seconds: float
     """Seconds of this update in which states were visited; 0 where they come from data."""
     transport_bytes: int
@@ -62,6 +73,16 @@ class Update:
     diagnostics: dict[str, Any] | None
     """What `log.diagnose_every` asks for; None in the updates between."""
 
+    @property
+    def clipped(self) -> float:
+        """Share of the updates so far whose gradient was clipped."""
+        return self.num_clipped / self.step
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(**{name: getattr(self, name) for name in Progress.__annotations__})
+
 
 def train(
     config: Config,
@@ -70,6 +91,7 @@ def train(
     parts: Parts,
     after_update: Callable[[Update], None],
     at_refresh: Callable[[Round, int], None] = lambda round_, step: None,
+    begun: Progress = Progress(),
 ) -> int:
     """Run updates until `train.max_steps` or the end of the method's schedule. On every rank of the student.
 
@@ -77,9 +99,10 @@ def train(
         after_update: called after each update: metrics, progress, checkpoints.
         at_refresh: called with a round and its first update when the student has just become the round's teacher, and
             still holds the weights that it gave.
+        begun: how far the run is already.
 
     Returns:
-        Number of updates done.
+        Number of updates done, those before included.
 
     Raises:
         UserError: the loss is no longer a finite number.
@@ -87,10 +110,11 @@ def train(
     student, ema, plan = parts.student, parts.ema, parts.student_plan
     assert student is not None and ema is not None and plan is not None, "this rank has a student"
     targets, visitor = parts.targets, parts.visitor
-    started = time.monotonic()
-    num_samples, num_evaluations, num_clipped = config.train.global_batch_size, 0, 0
-    step = -1
-    for step, round_ in _schedule(config, method):
+    started = time.monotonic() - begun.seconds
+    num_samples = config.train.global_batch_size
+    num_evaluations, num_clipped = begun.network_evaluations, begun.num_clipped
+    step = begun.step - 1
+    for step, round_ in _schedule(config, method, begun.step):
         if targets is not None and _becomes_teacher(round_):
             averaged = ema.in_student() if config.method.refresh_from == "ema" else contextlib.nullcontext()
             with averaged:
@@ -98,11 +122,11 @@ def train(
                 at_refresh(round_, step)
             if config.method.reset_optimizer:
                 student.reset_optimizer()
-        begun = time.monotonic()
+        before = time.monotonic()
         plan.advance(step)
         if targets is not None:
             targets.advance(step)
-        data_seconds = time.monotonic() - begun
+        data_seconds = time.monotonic() - before
         visit_seconds = 0.0 if visitor is None else visitor.visit(step)
         meter = LossMeter(student.device) if _is_due(step, config) else None
         totals = _accumulate_gradients(method, student, targets, plan, step, data_seconds, meter)
@@ -126,11 +150,11 @@ def train(
                 tokens=(step + 1) * num_samples * config.model.length,
                 seconds=time.monotonic() - started,
                 network_evaluations=num_evaluations,
-                clipped=num_clipped / (step + 1),
+                num_clipped=num_clipped,
                 visit_seconds=visit_seconds,
                 transport_bytes=int(totals.transport_bytes),
                 data_seconds=totals.data_seconds,
-                replaced_samples=int(totals.replaced_samples),
+                replaced_samples=begun.replaced_samples + int(totals.replaced_samples),
                 round=round_,
                 diagnostics=diagnostics,
             )
@@ -138,11 +162,11 @@ def train(
     return step + 1
 
 
-def serve(config: Config, layout: RunLayout, method: Method, parts: Parts) -> None:
-    """The teacher's side of `train` where it has ranks of its own."""
+def serve(config: Config, layout: RunLayout, method: Method, parts: Parts, first_step: int = 0) -> None:
+    """The teacher's side of `train` where it has ranks of its own, from update `first_step` on."""
     teacher, service = parts.teacher, parts.service
     assert teacher is not None and service is not None, "this rank has a teacher and no student"
-    for step, round_ in _schedule(config, method):
+    for step, round_ in _schedule(config, method, first_step):
         if _becomes_teacher(round_):
             service.drain()
             service.refresh(_weights(None, layout, teacher))
@@ -153,8 +177,8 @@ def serve(config: Config, layout: RunLayout, method: Method, parts: Parts) -> No
     service.drain()
 
 
-def _schedule(config: Config, method: Method) -> Iterator[tuple[int, Round]]:
-    for step in range(config.train.max_steps):
+def _schedule(config: Config, method: Method, first_step: int) -> Iterator[tuple[int, Round]]:
+    for step in range(first_step, config.train.max_steps):
         round_ = method.round_at(step)
         if round_ is None:
             return

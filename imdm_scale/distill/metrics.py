@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from imdm_scale.config.tree import Config
+from imdm_scale.data.durable import write_whole
 from imdm_scale.distill.loop import Update
+
+FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
     """Writes one line an update to run_dir/metrics.jsonl; `log.wandb` decides about Weights & Biases.
 
     For rank 0 only. Use as a context manager.
+
+    Args:
+        first_step: the update with which the run goes on; lines of later ones, which it makes again, are taken out.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, first_step: int = 0) -> None:
         self.every = config.log.every
-        self.file = (run_dir / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        path = run_dir / FILE_NAME
+        write_whole(path, "".join(_lines_before(path, first_step)))
+        self.file = path.open("a", encoding="utf-8", buffering=1)
         self.wandb_run: Any = None
         if config.log.wandb != "off":
             import wandb
@@ -71,3 +79,11 @@ class MetricsWriter:
         self.file.close()
         if self.wandb_run is not None:
             self.wandb_run.finish()
+
+
+def _lines_before(path: Path, first_step: int) -> list[str]:
+    """The whole lines of the updates before `first_step`; the last line may be torn where the run was killed."""
+    if first_step == 0 or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]

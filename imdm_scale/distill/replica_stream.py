@@ -25,6 +25,7 @@ class ReplicaStream:
         dealing: which sample of an update goes to which replica.
         dp_rank: this replica.
         first_sample: number in the stream of the run's first sample.
+        first_step: the first update that is asked for.
         replica: the replica's ranks, over CPU memory; None where it is one rank.
         workers: processes that read ahead.
         pin_memory: whether the blocks lie in page-locked memory.
@@ -37,6 +38,7 @@ class ReplicaStream:
         dp_rank: int,
         *,
         first_sample: int = 0,
+        first_step: int = 0,
         replica: dist.ProcessGroup | None = None,
         workers: int = 0,
         pin_memory: bool = False,
@@ -47,11 +49,11 @@ class ReplicaStream:
         self.pin_memory = pin_memory
         self.num_replaced = 0
         """Samples that this rank has read and whose shard was damaged."""
-        self._next_step = 0
+        self._next_step = first_step
         self._updates: dict[int, Tensor] = {}
         self._reader = None
         if replica is None or replica.rank() == 0:
-            self._reader = read_ahead(stream, self._requests(), workers, pin_memory)
+            self._reader = read_ahead(stream, self._requests(first_step), workers, pin_memory)
 
     def advance(self, step: int, ahead: int = 0) -> None:
         """Have the blocks of updates `step` to `step` + `ahead` at hand, and let go of those before."""
@@ -66,8 +68,8 @@ class ReplicaStream:
         row = int(np.searchsorted(self.slots, slot))
         return self._updates[step][row : row + count], torch.arange(first_sample, first_sample + count)
 
-    def _requests(self) -> Iterator[np.ndarray]:
-        first = self.first_sample
+    def _requests(self, first_step: int) -> Iterator[np.ndarray]:
+        first = self.first_sample + first_step * self.dealing.global_batch_size
         while True:
             yield first + self.slots
             first += self.dealing.global_batch_size

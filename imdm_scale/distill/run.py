@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,31 @@ import yaml
 from rich.console import Console
 
 from imdm_scale.assets import TEACHER
-from imdm_scale.checkpoint.save import export_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
 from imdm_scale.config.architecture import Architecture, architecture_of
-from imdm_scale.config.layout import RunLayout, run_layout
+from imdm_scale.config.layout import run_layout
 from imdm_scale.config.layout_table import layout_table
 from imdm_scale.config.tree import Config
-from imdm_scale.data.place import Place
-from imdm_scale.data.tokenizer import Tokenizer
-from imdm_scale.diffusion.vocabulary_order import TokenOrder
+from imdm_scale.data.durable import write_whole
 from imdm_scale.distill.build import Parts, build_parts
 from imdm_scale.distill.console import ProgressReport, data_description, plan_table
 from imdm_scale.distill.likelihood import validation_nelbo
-from imdm_scale.distill.loop import Update, serve, train
-from imdm_scale.distill.method import Method
+from imdm_scale.distill.loop import Progress, Update, serve
 from imdm_scale.distill.methods import method_of
 from imdm_scale.distill.metrics import MetricsWriter
 from imdm_scale.distill.quality import report_quality
+from imdm_scale.distill.resume import (
+    Resumed,
+    check_place,
+    check_resumed,
+    check_teacher,
+    find_resumed,
+    set_newer_aside,
+)
+from imdm_scale.distill.saving import STUDENT, RunSaver, train_and_save, weights_hash
 from imdm_scale.distill.states import CorruptedData, StateSource
 from imdm_scale.distill.stored_pairs import StoredPairs
+from imdm_scale.distill.student_state import restore
 from imdm_scale.distill.teacher_folder import check_teacher_folder
 from imdm_scale.distill.token_order import token_order
 from imdm_scale.distill.training_data import TrainingData, find_data, open_data, told_by
@@ -42,8 +49,11 @@ from imdm_scale.parallel.layout import build_groups
 from imdm_scale.parallel.process import set_rank_label
 
 
-def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
+def run(config: Config, ds_config: dict[str, Any], device: torch.device, argv: list[str]) -> None:
     """Train as configured; the student's first rank writes to `run_dir` and to the terminal.
+
+    Args:
+        argv: the words of the command, which checkpoints keep.
 
     Raises:
         UserError: something that only the data or the files can tell does not fit.
@@ -53,18 +63,35 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
     is_main = dist.get_rank() == main_rank
     set_rank_label(layout.label(dist.get_rank()))
     console = Console(quiet=not is_main)
+    resumed = find_resumed(config, main_rank, console)
+    begun = Progress() if resumed is None else resumed.progress
     found = find_data(config, main_rank)
     tokenizer = found.tokenizer
     architecture = architecture_of(config, tokenizer.vocab_size, tokenizer.mask_id)
     source_folder = _source_folder(config)
     if source_folder is not None:
         check_teacher_folder(source_folder, architecture, tokenizer)
+    changed = [] if resumed is None else check_resumed(resumed, config, architecture)
+    if resumed is not None and config.method.has_teacher and resumed.teacher_folder is None:
+        assert source_folder is not None, "a method with a teacher has one to begin with"
+        check_teacher(resumed, source_folder, told_by(main_rank, lambda: weights_hash(source_folder)))
 
     run_dir = Path(config.run_dir)
     if is_main:
-        _make_run_dir(run_dir, config, ds_config, console)
+        _prepare_run_dir(run_dir, config, ds_config, resumed, console)
     dist.barrier()
-    data = open_data(config, found, run_dir, main_rank, console)
+    data = open_data(
+        config,
+        found,
+        run_dir,
+        main_rank,
+        console,
+        None if resumed is None else lambda stream: check_place(resumed, stream),
+    )
+    if resumed is not None:
+        console.print(f"goes on after update {begun.step} from {resumed.folder}", soft_wrap=True)
+        for change in changed:
+            console.print(f"changed since then: {change}", highlight=False)
 
     console.print(
         plan_table(
@@ -86,6 +113,10 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         weights = fresh_weights(architecture, config.seed)
     else:
         weights = folder_weights(source_folder, architecture, config.seed)
+    # The teacher of the round in which the run goes on; the student's weights come with its state.
+    teacher_weights = weights
+    if resumed is not None and resumed.teacher_folder is not None:
+        teacher_weights = folder_weights(resumed.teacher_folder, architecture, config.seed)
     order = told_by(
         main_rank,
         lambda: token_order(
@@ -102,23 +133,44 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
         layout,
         groups,
         architecture,
-        weights,
+        teacher_weights,
         method,
         data.stream,
         data.first_sample,
         _states(config, architecture, data),
         data.bos_id,
         device,
+        begun.step,
     )
+    if resumed is not None and parts.student is not None:
+        assert parts.ema is not None
+        restore(parts.student, parts.ema, resumed.folder, resumed.manifest)
 
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(MetricsWriter(config, run_dir)) if is_main else None
+        metrics = stack.enter_context(MetricsWriter(config, run_dir, begun.step)) if is_main else None
         if parts.service is not None:
-            serve(config, layout, method, parts)
+            serve(config, layout, method, parts, begun.step)
         else:
-            _train_and_export(
-                config, layout, method, parts, tokenizer, data, order, run_dir, console, metrics
+            assert parts.student is not None and parts.ema is not None
+            saver = RunSaver(
+                config,
+                ds_config,
+                parts.student,
+                parts.ema,
+                data,
+                tokenizer,
+                order,
+                run_dir,
+                argv,
+                source_folder,
             )
+            if resumed is not None and resumed.teacher_folder is not None:
+                saver.keep_teacher(resumed.teacher_folder, method, begun.step)
+            with ProgressReport(console, config.train.max_steps, config.log.every, begun) as progress:
+                train_and_save(config, layout, method, parts, saver, begun, _shown_by(progress, metrics))
+            console.print(f"student written to {run_dir / STUDENT}")
+            if config.method.name == "pretrain":
+                _bound(config, parts, data, run_dir, console, is_main)
         if not config.evaluate.at_end:
             return
         with contextlib.ExitStack() as averaged:
@@ -137,57 +189,27 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device) -> None
             metrics.write_quality(quality)
 
 
-def _train_and_export(
-    config: Config,
-    layout: RunLayout,
-    method: Method,
-    parts: Parts,
-    tokenizer: Tokenizer,
-    data: TrainingData,
-    order: TokenOrder,
-    run_dir: Path,
-    console: Console,
-    metrics: MetricsWriter | None,
+def _shown_by(progress: ProgressReport, metrics: MetricsWriter | None) -> Callable[[Update], None]:
+    def after_update(update: Update) -> None:
+        if metrics is not None:
+            metrics.write(update)
+        progress.show(update)
+
+    return after_update
+
+
+def _bound(
+    config: Config, parts: Parts, data: TrainingData, run_dir: Path, console: Console, is_main: bool
 ) -> None:
-    """The student's side: train, save on the way, export the averaged network."""
-    student, ema = parts.student, parts.ema
-    assert student is not None and ema is not None
-
-    def export(name: str, step: int) -> None:
-        """Write the network's present weights and their place in the data."""
-        samples = data.first_sample + step * config.train.global_batch_size
-        place = Place.of(data.stream, samples)
-        export_model(student, tokenizer, data.bos_id, run_dir / name, place, order)
-
-    with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
-
-        def after_update(update: Update) -> None:
-            if metrics is not None:
-                metrics.write(update)
-            progress.show(update)
-            if update.step % config.train.save_every == 0 and update.step < config.train.max_steps:
-                with ema.in_student():
-                    export(f"checkpoints/step-{update.step:08d}", update.step)
-
-        num_updates = train(
-            config,
-            layout,
-            method,
-            parts,
-            after_update,
-            lambda round_, step: export(f"teachers/round-{round_.index:02d}", step),
-        )
-
-    with ema.in_student():
-        export("student", num_updates)
-        console.print(f"student written to {run_dir / 'student'}")
-        if config.method.name == "pretrain":
-            evaluate = config.evaluate
-            valid_blocks = data.first_blocks("valid", evaluate.max_tokens)
-            bound = validation_nelbo(student, valid_blocks, evaluate.batch_size, evaluate.seed)
-            console.print(f"validation NELBO {bound.nelbo:.4f} nats per token")
-            if metrics is not None:
-                (run_dir / "validation.json").write_text(json.dumps(asdict(bound)) + "\n")
+    """The likelihood bound of the averaged network on held-out text. Collective over the student's ranks."""
+    assert parts.student is not None and parts.ema is not None
+    evaluate = config.evaluate
+    with parts.ema.in_student():
+        valid_blocks = data.first_blocks("valid", evaluate.max_tokens)
+        bound = validation_nelbo(parts.student, valid_blocks, evaluate.batch_size, evaluate.seed)
+    console.print(f"validation NELBO {bound.nelbo:.4f} nats per token")
+    if is_main:
+        (run_dir / "validation.json").write_text(json.dumps(asdict(bound)) + "\n")
 
 
 def _states(config: Config, architecture: Architecture, data: TrainingData) -> StateSource:
@@ -208,14 +230,22 @@ def _source_folder(config: Config) -> Path | None:
     return _path(config.teacher.path) or TEACHER
 
 
-def _make_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], console: Console) -> None:
-    """A fresh folder for this run; what an earlier run left there is moved aside, never overwritten."""
-    if run_dir.exists() and any(run_dir.iterdir()):
+def _prepare_run_dir(
+    run_dir: Path, config: Config, ds_config: dict[str, Any], resumed: Resumed | None, console: Console
+) -> None:
+    """The folder of the run that goes on, or a fresh one; what another run left there is moved aside, never
+    overwritten."""
+    if resumed is not None and resumed.lies_in(run_dir):
+        for aside in set_newer_aside(resumed):
+            console.print(
+                f"a newer checkpoint, which the run does not go on from, is now {aside}", soft_wrap=True
+            )
+    elif run_dir.exists() and any(run_dir.iterdir()):
         number = 1
         while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
             number += 1
         run_dir.rename(aside)
         console.print(f"{run_dir} held an earlier run, which is now {aside}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+    write_whole(run_dir / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    write_whole(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")

@@ -86,9 +86,18 @@ def find_data(config: Config, main_rank: int) -> FoundData:
 
 
 def open_data(
-    config: Config, found: FoundData, run_dir: Path, main_rank: int, console: Console
+    config: Config,
+    found: FoundData,
+    run_dir: Path,
+    main_rank: int,
+    console: Console,
+    first_sample_of: Callable[[Stream], int] | None = None,
 ) -> TrainingData:
     """The streams of all corpora as one. Text is first prepared, by one rank, into `run_dir`/data. Collective.
+
+    Args:
+        first_sample_of: stream -> number of the run's first sample, for a run that goes on from a checkpoint; None
+            goes by `data.continue_from`.
 
     Raises:
         UserError: text that cannot be prepared; a cache that is too small; a place in the data that is not
@@ -120,7 +129,9 @@ def open_data(
     streams = [TokenStream(PreparedCorpus(folder, "train"), config.seed, skip) for folder in folders]
     stream = streams[0] if len(streams) == 1 else Mixture(streams, config.data.weights)
     first_sample = 0
-    if config.data.continue_from is not None:
+    if first_sample_of is not None:
+        first_sample = first_sample_of(stream)
+    elif config.data.continue_from is not None:
         place = Place.read(Path(config.data.continue_from))
         place.check(stream)
         first_sample = place.samples

@@ -55,6 +55,8 @@ _INITIALLY_ZERO = (
     "mask_embedding.dense_fourier.weight",
     "mask_embedding.table.weight",
 )
+_SHARD_DIMS = dict([*_LAYER_NAMES.values(), *_OTHER_NAMES.values()])
+"""The dimension that is cut, by canonical name without the number of the block."""
 _VOCABULARY_TENSORS = ("token_embedding.weight", "head.weight", "head.bias")
 
 
@@ -67,19 +69,20 @@ def placements(stage: ImdmStage) -> Iterator[tuple[torch.nn.Parameter, Placement
     for local_name, parameter in stage.named_parameters():
         match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", local_name)
         if match:
-            name, shard_dim = _LAYER_NAMES[match[2]]
-            name = f"blocks.{first_layer + int(match[1])}.{name}"
+            name = f"blocks.{first_layer + int(match[1])}.{_LAYER_NAMES[match[2]][0]}"
         else:
-            name, shard_dim = _OTHER_NAMES[local_name]
-        yield (
-            parameter,
-            Placement(
-                name,
-                shard_dim,
-                qkv_heads=stage.architecture.num_heads if name.endswith("qkv.weight") else 0,
-                vocab_size=stage.architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
-            ),
-        )
+            name = _OTHER_NAMES[local_name][0]
+        yield parameter, placement_of(name, stage.architecture)
+
+
+def placement_of(name: str, architecture: Architecture) -> Placement:
+    """How the whole tensor of a canonical name is cut over tensor-parallel ranks."""
+    return Placement(
+        name,
+        _SHARD_DIMS[re.sub(r"^blocks\.\d+\.", "", name)],
+        qkv_heads=architecture.num_heads if name.endswith("qkv.weight") else 0,
+        vocab_size=architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
+    )
 
 
 def part_of(name: str) -> str:

@@ -255,8 +255,8 @@ def whole_gradient(engine: Any, parameter: torch.nn.Parameter) -> Tensor | None:
     return safe_get_full_grad(parameter)
 
 
-def master_shards(engine: Any) -> list[Tensor]:
-    """The fp32 master weights that this rank owns (views: writing changes them); flat under ZeRO-1, 2 or 3.
+def master_tensors(engine: Any) -> list[Tensor]:
+    """The fp32 master weights that this rank owns, as the optimizer's state knows them; flat under ZeRO-1, 2 or 3.
 
     stage3.py: fp32_partitioned_groups_flat; stage_1_and_2.py: single_partition_of_fp32_groups;
     fp16/fused_optimizer.py: fp32_groups_flat; fp16/unfused_optimizer.py: fp32_groups (bf16 with ZeRO-0).
@@ -264,10 +264,53 @@ def master_shards(engine: Any) -> list[Tensor]:
     optimizer = engine.optimizer
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat"):
         if hasattr(optimizer, name):
-            return [shard.data for shard in getattr(optimizer, name)]
+            return list(getattr(optimizer, name))
     if hasattr(optimizer, "fp32_groups"):
-        return [weight.data for group in optimizer.fp32_groups for weight in group]
-    return [weight.data for group in optimizer.param_groups for weight in group["params"]]
+        return [weight for group in optimizer.fp32_groups for weight in group]
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def master_shards(engine: Any) -> list[Tensor]:
+    """The data of `master_tensors`: views, writing changes them."""
+    return [tensor.data for tensor in master_tensors(engine)]
+
+
+def master_fragments(engine: Any, dp_rank: int) -> Iterator[tuple[torch.nn.Parameter, int, int, int, int]]:
+    """What of each parameter lies where in `master_tensors`: (parameter, first of its elements, how many, number of
+    the master tensor, place in it). The parameter is this rank's tensor-parallel shard, flattened.
+
+    ZeRO-3 concatenates equal partitions, the last ones padded, in the order of its sub-groups (stage3.py:1948
+    set_grad_positions). ZeRO-1 and 2 cut the concatenation of whole parameters (utils/tensor_fragment.py:378).
+    Without ZeRO every rank owns everything: concatenated (fp16/fused_optimizer.py:86) or tensor by tensor.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        for number, group in enumerate(optimizer.fp16_groups):
+            offset = 0
+            for parameter in group:
+                size = parameter.partition_numel()
+                first = min(dp_rank * size, parameter.ds_numel)
+                yield parameter, first, min(size, parameter.ds_numel - first), number, offset
+                offset += size
+    elif hasattr(optimizer, "single_partition_of_fp32_groups"):
+        for number, group in enumerate(optimizer.bit16_groups):
+            for parameter in group:
+                mapping = parameter._hp_mapping  # None where this rank's partition has nothing of it
+                if mapping is not None:
+                    own, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                    yield parameter, own.start, own.numel, number, there.start
+    elif hasattr(optimizer, "fp32_groups_flat"):
+        for number, group in enumerate(optimizer.fp16_groups):
+            offset = 0
+            for parameter in group:
+                yield parameter, 0, parameter.numel(), number, offset
+                offset += parameter.numel()
+    else:
+        groups = getattr(optimizer, "fp16_groups", None) or [
+            group["params"] for group in optimizer.param_groups
+        ]
+        for number, parameter in enumerate(parameter for group in groups for parameter in group):
+            yield parameter, 0, parameter.numel(), number, 0
 
 
 def release_whole_parameters(engine: Any) -> None:

@@ -23,10 +23,9 @@ from imdm_scale.model.head import FrozenHead
 from imdm_scale.model.stage import ImdmStage
 from imdm_scale.model.vocabulary import ShardedVocabulary
 from imdm_scale.model.weights import PARTS, part_of, placements
-from imdm_scale.parallel import compat
+from imdm_scale.parallel import compat, optimizer
 from imdm_scale.parallel.layout import RoleGroups
 from imdm_scale.parallel.network import StageChunks
-from imdm_scale.parallel.optimizer import adamw
 from imdm_scale.parallel.schedule import NetworkInput, Pipeline
 from imdm_scale.parallel.shards import WholeTensors, write_shard
 
@@ -185,7 +184,7 @@ class Student(ModelEngine):
                 compat.tag_for_grad_norm(
                     parameter, placement.shard_dim is not None, groups.tp_rank, groups.pp_size > 1
                 )
-        self.optimizer = adamw(module.parameters(), **adam_options)
+        self.optimizer = optimizer.adamw(module.parameters(), **adam_options)
         self.gradient_clipping = ds_config["gradient_clipping"]
         self.clips_itself = groups.layout.zero_stage == 0 and not ds_config["bf16"]["enabled"]
         if self.clips_itself:
@@ -232,9 +231,7 @@ class Student(ModelEngine):
 
     def reset_optimizer(self) -> None:
         """Forget AdamW's running means, as if no update had been made."""
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        optimizer.reset(self.optimizer, compat.master_tensors(self.engine))
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, clear; returns the gradient's global norm before clipping."""
