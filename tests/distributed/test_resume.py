@@ -1,0 +1,91 @@
+"""A run that goes on from a checkpoint is the run that was not interrupted: bit for bit under the same layout, to
+rounding under every other, the optimizer's state and the average included.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.layouts import disaggregated, micro_batches, student, teacher
+from tests.distributed.parity import largest_gap
+from tests.distributed.pool import RankPool
+from tests.distributed.product import Run, losses_of, student_of, train_product, write_teacher
+
+LOSS, WEIGHT = 1e-5, 2e-5
+SAVED_AT = 9
+"""In the second round of seven updates: the teacher is a past student."""
+
+ONE = Run((), 0, 1)
+SAVED = [
+    ONE,
+    Run((*student(2), *teacher(1, 2), *micro_batches(2)), 1, 4),
+    Run((*student(2, 2), *teacher(), *micro_batches(2)), 3, 4),
+    Run((*student(), *teacher(2), *micro_batches(1)), 3, 4),
+    Run((*student(), *micro_batches(2)), 2, 2),
+]
+TARGETS = [
+    Run((*student(1, 2), *micro_batches(2)), 0, 2),
+    Run((*student(2), *micro_batches(2)), 3, 4),
+    Run((*student(4), *micro_batches(4, 2)), 1, 4),
+    Run((*student(1, 2), *teacher(2), *micro_batches(2)), 2, 4),
+    Run((*student(), *teacher(1, 2), *disaggregated(2)), 3, 4),
+]
+
+
+def go(pool: RankPool, run: Run, folder: Path, *words: str) -> None:
+    pool.run(train_product, run.world_size, config=run.config(folder, *words), stage=run.stage)
+
+
+def branch(saved: Path, folder: Path) -> Path:
+    """The run as it was after the checkpoint, as if it had been killed some updates later."""
+    checkpoint = f"checkpoints/step-{SAVED_AT:08d}"
+    shutil.copytree(saved / "run" / checkpoint, folder / "run" / checkpoint)
+    shutil.copytree(saved / "teacher", folder / "teacher")
+    lines = (saved / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "run" / "metrics.jsonl").write_text("".join(lines[: SAVED_AT + 3]) + '{"step": 13, "lo')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[Run, Path]:
+    """Every run of SAVED, uninterrupted."""
+    folders = {}
+    for run in SAVED:
+        folders[run] = tmp_path_factory.mktemp("finished")
+        write_teacher(folders[run])
+        go(pool, run, folders[run])
+    return folders
+
+
+@pytest.mark.parametrize("run", SAVED, ids=str)
+def test_the_same_layout_goes_on_bit_for_bit(
+    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, run: Run
+) -> None:
+    whole, folder = finished[run], branch(finished[run], tmp_path)
+    go(pool, run, folder, "resume=latest", "train.max_steps=15")
+    go(pool, run, folder, "resume=latest")
+    assert losses_of(folder) == losses_of(whole)
+    expected, found = student_of(whole), student_of(folder)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("saved", "target"),
+    [(saved, target) for i, saved in enumerate(SAVED) for target in (TARGETS[i], TARGETS[(i + 2) % 5])],
+    ids=str,
+)
+def test_every_other_layout_goes_on_the_same(
+    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, saved: Run, target: Run
+) -> None:
+    whole = finished[saved]
+    write_teacher(tmp_path)
+    checkpoint = whole / "run" / "checkpoints" / f"step-{SAVED_AT:08d}"
+    go(pool, target, tmp_path, f"resume={checkpoint}")
+    losses, expected = losses_of(tmp_path), losses_of(whole)
+    assert list(losses) == list(range(SAVED_AT + 1, 30))
+    assert max(abs(losses[step] - expected[step]) for step in losses) < LOSS
+    assert largest_gap(student_of(tmp_path), student_of(whole)) < WEIGHT
