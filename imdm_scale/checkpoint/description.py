@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -29,15 +31,13 @@ def write_description(
     order: TokenOrder,
     place: Place,
 ) -> None:
-    """Write `model/`, `tokenizer/` and `data.json` into the folder of a checkpoint.
+    """Write `model/`, `tokenizer/` and `data.json` into the folder of a run's checkpoint.
 
     Args:
         bos_id: the id with which every block of the data begins; None where there is none such.
         order: in which the model draws its tokens.
         place: where the run is in its data.
     """
-    for name in (MODEL, TOKENIZER):
-        (folder / name).mkdir()
     config = config_from_architecture(
         architecture,
         tokenizer_fingerprint=tokenizer.fingerprint,
@@ -45,11 +45,26 @@ def write_description(
         eos_token_id=tokenizer.eos_id,
         vocabulary_order=order.name,
     )
-    config.save_pretrained(folder / MODEL)
-    if order.rank_V is not None:
-        save_file({RANKS: order.rank_V}, folder / MODEL / RANKS_FILE)
+    write_model(folder, config, order.rank_V)
     tokenizer.save(folder / TOKENIZER)
     place.write(folder)
+
+
+def write_model(
+    folder: Path, config: ImdmConfig, rank_V: Tensor | None, tokenizer_files: Iterable[Path] = ()
+) -> None:
+    """Write `model/`, and `tokenizer/` with the given files, into the folder of a checkpoint.
+
+    Args:
+        rank_V: ranks of the vocabulary, None in the order of ids.
+    """
+    for name in (MODEL, TOKENIZER):
+        (folder / name).mkdir()
+    config.save_pretrained(folder / MODEL)
+    if rank_V is not None:
+        save_file({RANKS: rank_V}, folder / MODEL / RANKS_FILE)
+    for file in tokenizer_files:
+        shutil.copyfile(file, folder / TOKENIZER / file.name)
 
 
 def read_description(folder: Path) -> tuple[ImdmConfig, Tensor | None, list[Path]]:

@@ -200,6 +200,8 @@ def _check_data(config: Config) -> None:
 
 
 def _check_paths(config: Config) -> None:
+    if config.resume not in (None, "latest") and not Path(config.resume).exists():
+        raise UserError(f"resume is {config.resume}, which does not exist; {near_files(Path(config.resume))}")
     for key in ("tokenizer.path", "teacher.path", "train.init_from", "data.continue_from"):
         given = attrgetter(key)(config)
         if given is None:

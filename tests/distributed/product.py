@@ -50,7 +50,12 @@ class Run:
         """Its settings. The teacher lies in `folder`/teacher, what it writes in `folder`/run."""
         start = "train.init_from" if self.method == "pretrain" else "teacher.path"
         return small_config(
-            self.method, *WORDS, f"{start}={folder / 'teacher'}", f"run_dir={folder / 'run'}", *self.words, *words
+            self.method,
+            *WORDS,
+            f"{start}={folder / 'teacher'}",
+            f"run_dir={folder / 'run'}",
+            *self.words,
+            *words,
         )
 
     def __str__(self) -> str:
@@ -61,7 +66,10 @@ def write_teacher(folder: Path) -> None:
     """A folder that `teacher.path` can name."""
     architecture = tiny()
     config = config_from_architecture(
-        architecture, tokenizer_fingerprint=id_tokenizer(synthetic_source(TASK, architecture.length).task.vocab_size).fingerprint,
+        architecture,
+        tokenizer_fingerprint=id_tokenizer(
+            synthetic_source(TASK, architecture.length).task.vocab_size
+        ).fingerprint,
     )
     save_folder(weights_of(plain_network(architecture)), config, folder / "teacher")
 

@@ -87,7 +87,8 @@ def test_what_a_run_writes(finished_run: tuple[Path, str]) -> None:
     assert not any("diagnostics" in update for update in updates[1:])
     files = (
         "student/config.json",
-        "checkpoints/step-00000003/model.safetensors",
+        "checkpoints/step-00000003/manifest.json",
+        "checkpoints/step-00000004/student-00001.safetensors",
         "teachers/round-01/config.json",
     )
     for name in ("quality.png", *files):
