@@ -76,8 +76,17 @@ class CheckpointReader:
 
     def whole(self, kind: str, name: str) -> Tensor:
         """A whole tensor, float32, without the padding of the vocabulary."""
-        shards = [self.shard(kind, name, tp) for tp in range(self.num_shards(name))]
-        return self.placement(name).to_whole(shards)
+        placement, num_shards = self.placement(name), self.num_shards(name)
+        if num_shards == 1:
+            return placement.uncut(self.shard(kind, name, 0))
+        # Shard by shard into one tensor, so that they are never there twice.
+        assert placement.shard_dim is not None
+        shape = list(self.shard_shape(name))
+        shape[placement.shard_dim] *= num_shards
+        padded = torch.empty(shape)
+        for tp, place in enumerate(padded.chunk(num_shards, dim=placement.shard_dim)):
+            place.copy_(self.shard(kind, name, tp))
+        return placement.uncut(padded)
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """All whole tensors of a kind in file order, one at a time."""

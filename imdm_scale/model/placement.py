@@ -33,15 +33,19 @@ class Placement:
             whole = _swap_leading(whole, 3, self.qkv_heads)
         if self.vocab_size:
             rows = padded_vocab_size(self.vocab_size, tp_size) - self.vocab_size
-            whole = F.pad(whole, (0, 0) * (whole.dim() - 1) + (0, rows))
+            if rows:
+                whole = F.pad(whole, (0, 0) * (whole.dim() - 1) + (0, rows))
         return whole if self.shard_dim is None else whole.chunk(tp_size, dim=self.shard_dim)[tp_rank]
 
     def to_whole(self, shards: list[Tensor]) -> Tensor:
         """Inverse of `to_shard`, from the shards of all tensor-parallel ranks in order."""
-        whole = shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim)
+        return self.uncut(shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim))
+
+    def uncut(self, joined: Tensor) -> Tensor:
+        """The whole canonical tensor from the shards of all ranks, joined along the dimension that is cut."""
         if self.vocab_size:
-            whole = whole[: self.vocab_size]
-        return _swap_leading(whole, self.qkv_heads, 3) if self.qkv_heads else whole
+            joined = joined[: self.vocab_size]
+        return _swap_leading(joined, self.qkv_heads, 3) if self.qkv_heads else joined
 
 
 def _swap_leading(x: Tensor, first: int, second: int) -> Tensor:
