@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from imdm_scale.checkpoint.llada import llada_names, read_llada, write_llada
 from imdm_scale.checkpoint.llada_reference import check_llada, llada_logits
@@ -183,11 +184,55 @@ def test_the_converted_network_is_llada(llada: Callable[..., Path], changes: dic
         {"rms_norm_eps": 1e-2},
     ],
 )
-def test_the_reference_depends_on_the_description(llada: Callable[..., Path], wrong: dict[str, Any]) -> None:
+def test_the_reference_depends_on_the_description(wrong: dict[str, Any]) -> None:
     tensors = random_tensors(torch.float32)
     ids_BL = torch.arange(24)[None]
     logits_BLV = llada_logits(CONFIG, tensors.__getitem__, ids_BL)
     assert (llada_logits({**CONFIG, **wrong}, tensors.__getitem__, ids_BL) - logits_BLV).abs().max() > 1e-3
+
+
+def test_the_reference_is_transformers_llama_without_its_causal_mask() -> None:
+    """LLaDA's authors changed Llama's attention mask and the names of its tensors."""
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=56,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+            attn_implementation="eager",
+        )
+    )
+    renamed = {
+        "transformer.wte.": "embed_tokens.",
+        "transformer.blocks.": "layers.",
+        "attn_norm": "input_layernorm",
+        "ff_norm": "post_attention_layernorm",
+        "q_proj": "self_attn.q_proj",
+        "k_proj": "self_attn.k_proj",
+        "v_proj": "self_attn.v_proj",
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj",
+        "model.transformer.ff_out": "lm_head",
+        "transformer.ln_f": "norm",
+        "ff_out": "mlp.down_proj",
+    }
+    tensors = random_tensors(torch.float32)
+    its_tensors = {}
+    for name, tensor in tensors.items():
+        for theirs, its in renamed.items():
+            name = name.replace(theirs, its)
+        its_tensors[name] = tensor
+    llama.load_state_dict(its_tensors)
+    ids_BL = torch.randint(0, 64, (3, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected_BLV = llama.eval()(ids_BL, attention_mask=torch.zeros(3, 1, 24, 24), use_cache=False).logits
+        causal_BLV = llama(ids_BL).logits
+    assert (expected_BLV - causal_BLV).abs().max() > 0.1
+    assert (llada_logits(CONFIG, tensors.__getitem__, ids_BL) - expected_BLV).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("pair", [("q_proj", "k_proj"), ("k_proj", "v_proj"), ("ff_proj", "up_proj")])
