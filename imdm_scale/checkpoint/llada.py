@@ -8,6 +8,7 @@ Tensor names: modeling_llada.py in that repository.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -51,14 +52,19 @@ def llada_names(name: str) -> list[str]:
     return [f"{PREFIX}{_OTHERS[stem]}.weight"]
 
 
-def read_llada(folder: Path) -> tuple[Architecture, Source]:
+def read_llada(folder: Path, vocab_size: int | None = None) -> tuple[Architecture, Source]:
     """The network of a LLaDA folder, and its tensors under the canonical names, each read when asked for.
 
     The tensors keep the type in which they are stored. The architecture has noise_dim 0; a student of any noise may
     start from these weights (`checkpoint.weights.folder_weights`).
 
+    Args:
+        folder: LLaDA's.
+        vocab_size: how many of the first token ids to keep: those of the tokenizer with which a run is to start from
+            this model, whose embedding has rows beyond them that round up its size. None keeps all, bit for bit.
+
     Raises:
-        UserError: the folder is not LLaDA's, of a kind that cannot be imported, or damaged.
+        UserError: the folder is not LLaDA's, of a kind that cannot be imported, or damaged, or has not so many ids.
     """
     path = folder / CONFIG_FILE
     architecture = architecture_of_llada(read_config(folder), path)
@@ -79,11 +85,19 @@ def read_llada(folder: Path) -> tuple[Architecture, Source]:
             f"{' and more' * (len(found) > 3)}; only models of LLaDA-8B's kind can be imported."
         )
 
+    kept = architecture.vocab_size if vocab_size is None else vocab_size
+    if not architecture.mask_token_id < kept <= architecture.vocab_size:
+        raise UserError(
+            f"{kept} token ids are to be kept of {folder}, but its mask's is {architecture.mask_token_id} and its "
+            f"embedding has {architecture.vocab_size} rows; give the number of ids of its own tokenizer."
+        )
+
     def whole_tensor(name: str) -> Tensor:
         parts = [tensor(its_name) for its_name in llada_names(name)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole[:kept] if name in ("token_embedding.weight", "head.weight") else whole
 
-    return architecture, whole_tensor
+    return dataclasses.replace(architecture, vocab_size=kept), whole_tensor
 
 
 def write_llada(

@@ -112,8 +112,8 @@ def llada(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def converted(folder: Path) -> ImdmForMaskedLM:
-    architecture, source = read_llada(folder)
+def converted(folder: Path, vocab_size: int | None = None) -> ImdmForMaskedLM:
+    architecture, source = read_llada(folder, vocab_size)
     model = ImdmForMaskedLM(config_from_architecture(architecture))
     model.load_state_dict({name: source(name).float() for name in canonical_shapes(architecture)})
     return model.eval()
@@ -246,6 +246,19 @@ def test_no_two_tensors_are_confused(llada: Callable[..., Path], pair: tuple[str
     (folder / INDEX).unlink()
     save_file(tensors, folder / ONE_FILE)
     assert check_llada(folder, model) > 1e-2
+
+
+def test_rows_beyond_the_tokenizers_ids_can_be_left_out(llada: Callable[..., Path], tmp_path: Path) -> None:
+    folder = llada()
+    model = converted(folder, 53)
+    assert model.head.weight.shape == model.token_embedding.weight.shape == (53, 32)
+    assert check_llada(folder, model) < 1e-5
+    architecture, source = read_llada(folder, 53)
+    write_llada(tmp_path / "back", architecture, source, like=folder)
+    assert read_llada(tmp_path / "back")[0] == architecture
+    for number in (50, 65):
+        message = refusal(read_llada, folder, number)
+        assert f"{number} token ids are to be kept" in message and "its mask's is 50" in message
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
