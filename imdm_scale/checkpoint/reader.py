@@ -78,7 +78,7 @@ class CheckpointReader:
         """A whole tensor, float32, without the padding of the vocabulary."""
         placement, num_shards = self.placement(name), self.num_shards(name)
         if num_shards == 1:
-            return placement.uncut(self.shard(kind, name, 0))
+            return placement.uncut(self.shard(kind, name, 0), 1)
         # Shard by shard into one tensor, so that they are never there twice.
         assert placement.shard_dim is not None
         shape = list(self.shard_shape(name))
@@ -86,7 +86,7 @@ class CheckpointReader:
         padded = torch.empty(shape)
         for tp, place in enumerate(padded.chunk(num_shards, dim=placement.shard_dim)):
             place.copy_(self.shard(kind, name, tp))
-        return placement.uncut(padded)
+        return placement.uncut(padded, num_shards)
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """All whole tensors of a kind in file order, one at a time."""

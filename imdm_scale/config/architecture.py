@@ -14,7 +14,8 @@ class Architecture:
     """Everything that fixes the network's function and its parameters' shapes.
 
     The Megatron-core network (`imdm_scale.model`) and the plain torch one (`imdm_scale.hf`) are both built
-    from it. The backbone is the plain pre-norm transformer to which MDLM's time-independent adaLN folds.
+    from it. By default the backbone is the plain pre-norm transformer to which MDLM's time-independent adaLN folds;
+    with `norm` rmsnorm, `mlp` swiglu and no `bias` it is Llama's, which LLaDA has.
     """
 
     vocab_size: int
@@ -44,17 +45,30 @@ class Architecture:
     dropout: float = 0.0
     """Probability of dropping an element of a residual branch in training."""
     qk_norm: bool = False
-    """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
+    """Whether queries and keys pass a norm per head before the rotary embedding."""
     attention_softcap: float = 0.0
     """c > 0 turns attention scores into c * tanh(scores / c); 0 leaves them."""
     rope_base: float = 10000.0
     """Base of the rotary embedding's frequencies."""
+    norm: str = "layernorm"
+    """`layernorm`, or `rmsnorm` (arXiv 1910.07467), which subtracts no mean and never has a bias."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in every LayerNorm."""
+    """Added to the variance (of RMSNorm: to the mean square) in every norm."""
+    mlp: str = "gelu"
+    """`gelu`: W2 gelu_tanh(W1 x); `swiglu` (arXiv 2002.05202): W2 (silu(Wg x) * Wu x), Wg and Wu as the two halves of
+    one tensor."""
+    mlp_size: int = 0
+    """Width of the MLP's hidden layer; 0 stands for four times `hidden_size`, and becomes it."""
+    bias: bool = True
+    """Whether LayerNorms, MLPs and head have biases. Attention never has any, the mask embedding always its own."""
     initializer_range: float = 0.02
     """Standard deviation of the normal initialisation of the linear layers."""
     sampler: str = "ancestral"
     """How the network was trained to be sampled, one of `imdm_scale.diffusion.sampler.SAMPLERS`."""
+
+    def __post_init__(self) -> None:
+        if self.mlp_size == 0:
+            object.__setattr__(self, "mlp_size", 4 * self.hidden_size)
 
     @property
     def head_dim(self) -> int:
@@ -62,8 +76,18 @@ class Architecture:
         return self.hidden_size // self.num_heads
 
     @property
-    def mlp_size(self) -> int:
-        """Width of the MLP's hidden layer, and of the mask embedding's."""
+    def norm_has_bias(self) -> bool:
+        """Whether a norm has a bias beside its weight."""
+        return self.bias and self.norm == "layernorm"
+
+    @property
+    def mlp_inputs(self) -> int:
+        """Rows of the MLP's first tensor: of SwiGLU the gate's and the value's."""
+        return (2 if self.mlp == "swiglu" else 1) * self.mlp_size
+
+    @property
+    def mask_embedding_size(self) -> int:
+        """Width of the mask embedding's hidden layer."""
         return 4 * self.hidden_size
 
     @property
@@ -73,13 +97,16 @@ class Architecture:
 
     def num_parameters(self) -> int:
         """Exact number of trainable parameters of the unpadded network."""
-        d, v = self.hidden_size, self.vocab_size
-        block = 4 * d + 4 * d * d + 8 * d * d + 5 * d + (4 * self.head_dim if self.qk_norm else 0)
+        d, v, inner = self.hidden_size, self.vocab_size, self.mask_embedding_size
+        of_norm = 2 if self.norm_has_bias else 1
+        mlp = self.mlp_inputs * d + d * self.mlp_size + (self.mlp_inputs + d if self.bias else 0)
+        block = 2 * of_norm * d + 4 * d * d + mlp + (2 * of_norm * self.head_dim if self.qk_norm else 0)
         noise_width = self.noise_dim + self.num_noise_features
-        mask_embedding = noise_width * 4 * d + 4 * d + 4 * d * d if self.noise_dim else 0
+        mask_embedding = noise_width * inner + inner + inner * d if self.noise_dim else 0
         if self.num_masks:
             mask_embedding = self.num_masks * d
-        return v * d + mask_embedding + self.num_layers * block + 2 * d + v * d + v
+        head = v * d + (v if self.bias else 0)
+        return v * d + mask_embedding + self.num_layers * block + of_norm * d + head
 
 
 SIZES: dict[str, dict[str, int]] = {
@@ -131,6 +158,12 @@ def architecture_of(config: Config, vocab_size: int, mask_token_id: int) -> Arch
         dropout=model.dropout,
         qk_norm=model.qk_norm,
         attention_softcap=model.attention_softcap,
+        rope_base=model.rope_base,
+        norm=model.norm,
+        layer_norm_eps=model.norm_eps,
+        mlp=model.mlp,
+        mlp_size=model.mlp_size or 0,
+        bias=model.bias,
         **shape,
     )
 

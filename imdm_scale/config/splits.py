@@ -116,6 +116,8 @@ def _fault(config: Config, role: str, num_ranks: int, split: Split) -> str | Non
     setting, tp, pp = f"parallel.{role}", split.tp, split.pp
     if shape.num_heads % tp:
         return f"{setting}.tp is {tp}, which does not divide the {shape.num_heads} attention heads"
+    if shape.mlp_size % tp:
+        return f"{setting}.tp is {tp}, which does not divide the {shape.mlp_size} columns of the MLPs (model.mlp_size)"
     if shape.num_layers % pp:
         return f"{setting}.pp is {pp}, which does not divide the {shape.num_layers} layers"
     virtual = getattr(config.parallel, role).virtual_stages

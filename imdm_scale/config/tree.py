@@ -86,9 +86,21 @@ class ModelConfig:
     num_masks: int = 0
     """Number of masks, each with an embedding of its own, in the place of noise; 0: infinitely many, that is noise."""
     qk_norm: bool = False
-    """Whether queries and keys pass a LayerNorm per head before the rotary embedding."""
+    """Whether queries and keys pass a norm per head before the rotary embedding."""
     attention_softcap: float = 0.0
     """c > 0 turns attention scores into c * tanh(scores / c); 0 leaves them."""
+    rope_base: float = 10000.0
+    """Base of the rotary embedding's frequencies; LLaDA's is 500000."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of the norms: MDLM's LayerNorm, or Llama's (and LLaDA's) RMSNorm, which has no bias."""
+    norm_eps: float = 1e-5
+    """Added to the variance, or to RMSNorm's mean square (config.json calls it layer_norm_eps)."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Kind of the MLPs: MDLM's tanh-GELU, or Llama's gated SwiGLU, which has three matrices."""
+    mlp_size: int | None = None
+    """Width of the MLPs' hidden layer; null takes four times the width of the residual stream."""
+    bias: bool = True
+    """Whether LayerNorms, MLPs and head have biases, as MDLM's; Llama has none. Attention never has any."""
     hidden_size: int | None = None
     """Width of the residual stream; null takes the size's own."""
     num_layers: int | None = None

@@ -51,6 +51,8 @@ HUB_FILES = (
     *WORDPIECE_FILES,
     "tokenizer.model",
 )
+LLADA_MASK_TOKEN = "<|mdm_mask|>"
+"""A token of LLaDA's vocabulary that its files do not name as the mask."""
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's answer."""
 
@@ -224,7 +226,7 @@ def _boundary(
 
 def _mask(named: Mapping[str, str], vocabulary: Mapping[str, int]) -> str:
     """The vocabulary's own mask token, or the name of a new one."""
-    usual = (named.get("mask_token", MASK_TOKEN), MASK_TOKEN, "<mask>")
+    usual = (named.get("mask_token", MASK_TOKEN), MASK_TOKEN, "<mask>", LLADA_MASK_TOKEN)
     return next((token for token in usual if token in vocabulary), usual[0])
 
 

@@ -22,7 +22,7 @@ from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.states import StateSource
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.distill.visits import VisitingNetwork, Visitor
-from imdm_scale.model.head import FrozenHead
+from imdm_scale.model.head import FrozenHead, head_names
 from imdm_scale.parallel.compat import default_store
 from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, teacher_ds_config
 from imdm_scale.parallel.flow_control import FlowControl
@@ -32,7 +32,6 @@ from imdm_scale.parallel.network import build_module
 from imdm_scale.parallel.transport import Dealing, traffic
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-HEAD = ("head.weight", "head.bias")
 WholeTensor = Callable[[str], Tensor]
 """Canonical name -> whole tensor."""
 
@@ -121,7 +120,7 @@ def build_parts(
         head = _teachers_head(groups, teacher)
         if head is None:
             head = FrozenHead(architecture, groups.student.collection, dtype, device)
-            for name in HEAD:
+            for name in head_names(architecture):
                 head.write(name, weights(name))
     # Visited states are known no sooner than the update before is done.
     ahead = config.teacher.prefetch if visitor is None else 0
@@ -176,7 +175,7 @@ def build_teacher(
     module = build_module(architecture, groups, its_config, dtype, weights, has_head=False)
     teacher = Teacher(module, groups, its_config)
     if teacher.head is not None:
-        for name in HEAD:
+        for name in head_names(architecture):
             teacher.head.write(name, weights(name))
     return teacher
 

@@ -39,6 +39,7 @@ def check_sharing(sharing: Sharing, model: ExportedModel, world_size: int) -> No
     shape, tp, pp = model.architecture, sharing.tp, sharing.pp
     for flag, parts, whole, what in (
         ("--tp", tp, shape.num_heads, "attention heads"),
+        ("--tp", tp, shape.mlp_size, "columns of the MLPs"),
         ("--pp", pp, shape.num_layers, "layers"),
     ):
         if whole % parts:

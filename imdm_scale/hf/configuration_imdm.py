@@ -41,7 +41,11 @@ class ImdmConfig(PreTrainedConfig):
     qk_norm: bool = False
     attention_softcap: float = 0.0
     rope_base: float = 10000.0
+    norm: str = "layernorm"
     layer_norm_eps: float = 1e-5
+    mlp: str = "gelu"
+    mlp_size: int = 0
+    bias: bool = True
     initializer_range: float = 0.02
 
     sampler: str = "ancestral"
@@ -59,6 +63,8 @@ class ImdmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if self.mlp_size == 0:  # as in every file that was written before there was a choice
+            self.mlp_size = 4 * self.hidden_size
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size} into even parts"
@@ -67,6 +73,9 @@ class ImdmConfig(PreTrainedConfig):
             raise ValueError(f"mask_token_id {self.mask_token_id} is outside [0, {self.vocab_size})")
         if self.noise_kind not in ("uniform", "normal"):
             raise ValueError(f"noise_kind {self.noise_kind!r} is neither 'uniform' nor 'normal'")
+        for name, kinds in (("norm", ("layernorm", "rmsnorm")), ("mlp", ("gelu", "swiglu"))):
+            if (kind := getattr(self, name)) not in kinds:
+                raise ValueError(f"{name} {kind!r} is neither {kinds[0]!r} nor {kinds[1]!r}")
         if self.noise_fourier and self.noise_dim < 2:
             raise ValueError(
                 f"noise_fourier {self.noise_fourier} needs a noise_dim of at least 2, not {self.noise_dim}"

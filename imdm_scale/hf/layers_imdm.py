@@ -21,8 +21,23 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        weight, bias = self.weight.to(wide), None if self.bias is None else self.bias.to(wide)
         return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (arXiv 1910.07467), in float32 (or wider) as `LayerNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def build_norm(size: int, config: ImdmConfig) -> LayerNorm | RMSNorm:
+    """The configured norm over a last dimension of `size`."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(size, eps=config.layer_norm_eps)
+    return LayerNorm(size, eps=config.layer_norm_eps, bias=config.bias)
 
 
 def rotary_angles(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -94,8 +109,8 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             head_dim = config.hidden_size // config.num_heads
-            self.q_norm = LayerNorm(head_dim, eps=config.layer_norm_eps)
-            self.k_norm = LayerNorm(head_dim, eps=config.layer_norm_eps)
+            self.q_norm = build_norm(head_dim, config)
+            self.k_norm = build_norm(head_dim, config)
 
     def forward(self, x_BLH: Tensor, cos_LK: Tensor, sin_LK: Tensor, attend_B11L: Tensor | None) -> Tensor:
         qkv = self.qkv(x_BLH).unflatten(-1, (3, self.num_heads, -1))
@@ -122,15 +137,22 @@ def softcapped_attention(
 
 
 class Mlp(nn.Module):
-    """Two linear layers with tanh-GELU between them."""
+    """Two linear layers with tanh-GELU between them, or SwiGLU (arXiv 2002.05202): W2 (silu(Wg x) * Wu x), where
+    `dense_in` is Wg above Wu."""
 
     def __init__(self, config: ImdmConfig) -> None:
         super().__init__()
-        self.dense_in = nn.Linear(config.hidden_size, 4 * config.hidden_size)
-        self.dense_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.is_gated = config.mlp == "swiglu"
+        num_inputs = (2 if self.is_gated else 1) * config.mlp_size
+        self.dense_in = nn.Linear(config.hidden_size, num_inputs, bias=config.bias)
+        self.dense_out = nn.Linear(config.mlp_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x_BLH: Tensor) -> Tensor:
-        return self.dense_out(F.gelu(self.dense_in(x_BLH), approximate="tanh"))
+        inner_BLF = self.dense_in(x_BLH)
+        if self.is_gated:
+            gate_BLF, up_BLF = inner_BLF.chunk(2, dim=-1)
+            return self.dense_out(F.silu(gate_BLF) * up_BLF)
+        return self.dense_out(F.gelu(inner_BLF, approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -139,9 +161,9 @@ class Block(nn.Module):
     def __init__(self, config: ImdmConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm1 = build_norm(config.hidden_size, config)
         self.attention = Attention(config)
-        self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm2 = build_norm(config.hidden_size, config)
         self.mlp = Mlp(config)
 
     def forward(self, x_BLH: Tensor, cos_LK: Tensor, sin_LK: Tensor, attend_B11L: Tensor | None) -> Tensor:

@@ -3,7 +3,8 @@
 A masked diffusion transformer whose mask carries continuous noise e: the input of a position is
 E[x] + 1[x = mask] g(e), with g a two-layer perceptron whose last layer starts at zero (IMDM, arXiv
 2605.10518). The rest is MDLM's backbone (arXiv 2406.07524) with its time-independent adaLN folded away: a
-pre-norm transformer with rotary embeddings, full attention and a tanh-GELU MLP.
+pre-norm transformer with rotary embeddings, full attention and a tanh-GELU MLP. With RMSNorm, SwiGLU and no biases
+it is LLaDA's (arXiv 2502.09992).
 
 Shapes: B batch, L length, D noise dimensions, V vocabulary, H hidden width, K width of a head.
 """
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..diffusion.sampler import SamplerSettings, sample
 from .configuration_imdm import ImdmConfig
-from .layers_imdm import Block, FiniteMaskEmbedding, LayerNorm, MaskEmbedding, rotary_angles
+from .layers_imdm import Block, FiniteMaskEmbedding, MaskEmbedding, build_norm, rotary_angles
 
 
 class ImdmForMaskedLM(PreTrainedModel):
@@ -47,8 +48,8 @@ class ImdmForMaskedLM(PreTrainedModel):
         elif config.noise_dim:
             self.mask_embedding = MaskEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.final_norm = build_norm(config.hidden_size, config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.bias)
         ranked = config.vocabulary_order != "identity"
         self.register_buffer("vocabulary_rank", torch.arange(config.vocab_size) if ranked else None)
         self.post_init()
@@ -69,7 +70,8 @@ class ImdmForMaskedLM(PreTrainedModel):
             init.zeros_(module.weight)
         elif module is self.head:
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -79,7 +81,10 @@ class ImdmForMaskedLM(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
 
     def draw_mask_noise(self, batch: int, length: int) -> Tensor:
         """Noise e, (batch, length, noise_dim) float32, from torch's generator."""

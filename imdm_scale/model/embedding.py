@@ -36,7 +36,7 @@ class MaskEmbedding(MegatronModule):
         self, config: TransformerConfig, architecture: Architecture, groups: ProcessGroupCollection
     ) -> None:
         super().__init__(config=config)
-        hidden, inner = architecture.hidden_size, architecture.mlp_size
+        hidden, inner = architecture.hidden_size, architecture.mask_embedding_size
         self.dense_in = ColumnParallelLinear(
             architecture.noise_dim,
             inner,

@@ -23,6 +23,11 @@ def sharded_vocabulary(architecture: Architecture, groups: ProcessGroupCollectio
     return ShardedVocabulary(groups.tp, padded_vocab_size(architecture.vocab_size, tp) // tp)
 
 
+def head_names(architecture: Architecture) -> tuple[str, ...]:
+    """Canonical names of the head's tensors."""
+    return ("head.weight", "head.bias") if architecture.bias else ("head.weight",)
+
+
 def forbid_padding(logits_NV: Tensor, first_id: int, vocab_size: int) -> Tensor:
     """The logits with the forbidden one in the columns of padded ids; only the last shard has any."""
     padding = first_id + logits_NV.size(-1) - vocab_size
@@ -43,7 +48,7 @@ class Head(ColumnParallelLinear):
             padded_vocab_size(architecture.vocab_size, groups.tp.size()),
             config=config,
             init_method=config.init_method,
-            bias=True,
+            bias=architecture.bias,
             gather_output=False,
             tp_group=groups.tp,
         )
@@ -83,16 +88,21 @@ class FrozenHead(nn.Module):
         self.weight = nn.Parameter(
             torch.empty(shard, architecture.hidden_size, dtype=dtype, device=device), requires_grad=False
         )
-        self.bias = nn.Parameter(torch.empty(shard, dtype=dtype, device=device), requires_grad=False)
+        self.bias = None
+        if architecture.bias:
+            self.bias = nn.Parameter(torch.empty(shard, dtype=dtype, device=device), requires_grad=False)
 
     @torch.no_grad()
     def write(self, name: str, whole: Tensor) -> None:
         """Take this rank's shard of the whole tensor that is called `head.weight` or `head.bias`."""
         parameter = {"head.weight": self.weight, "head.bias": self.bias}[name]
+        assert parameter is not None, "a network without biases has none in its head"
         placement = Placement(name, shard_dim=0, vocab_size=self.vocab_size)
         parameter.copy_(placement.to_shard(whole, self.tp_rank, self.tp_size))
 
     def forward(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, V) of hidden states in the head's dtype; padded ids hold the forbidden logit."""
-        logits_NV = hidden_NH @ self.weight.t() + self.bias
+        logits_NV = hidden_NH @ self.weight.t()
+        if self.bias is not None:
+            logits_NV = logits_NV + self.bias
         return forbid_padding(logits_NV, self.vocabulary.first_id, self.vocab_size)

@@ -1,7 +1,8 @@
 """One transformer layer: the specification that Megatron-core builds its layers from.
 
 A pre-norm block with LayerNorm, rotary full attention and a tanh-GELU MLP, which is what MDLM's
-time-independent adaLN block folds to. Megatron's layouts: S positions, B batch, heads, head width.
+time-independent adaLN block folds to; or with RMSNorm, SwiGLU and no biases, which is Llama's.
+Megatron's layouts: S positions, B batch, heads, head width.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class CoreAttention(MegatronModule):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm with Megatron's constructor.
+    """torch's LayerNorm with Megatron's constructor; has a bias where the network's linears have.
 
     Args:
         gradient_group: the ranks that apply these parameters to different parts of one activation (to shards of
@@ -150,7 +151,7 @@ class LayerNorm(nn.LayerNorm):
         gradient_group: ProcessGroup | None = None,
         **megatron_options: Any,
     ) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        super().__init__(hidden_size, eps=eps, bias=config.add_bias_linear, dtype=config.params_dtype)
         self.gradient_group = gradient_group
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +159,35 @@ class LayerNorm(nn.LayerNorm):
         if self.gradient_group is None:
             return super().forward(x)
         weight = copy_to_tensor_model_parallel_region(self.weight, self.gradient_group)
-        bias = copy_to_tensor_model_parallel_region(self.bias, self.gradient_group)
+        bias = self.bias
+        if bias is not None:
+            bias = copy_to_tensor_model_parallel_region(bias, self.gradient_group)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm with Megatron's constructor; the arguments are `LayerNorm`'s."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        gradient_group: ProcessGroup | None = None,
+        **megatron_options: Any,
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.gradient_group = gradient_group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        weight = self.weight
+        if self.gradient_group is not None:
+            weight = copy_to_tensor_model_parallel_region(weight, self.gradient_group)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+NORMS: dict[str, type[LayerNorm | RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -176,7 +204,7 @@ def layer_spec(
 ) -> ModuleSpec:
     """Megatron's local layer specification with this project's linears, attention, norms and residual addition."""
     spec = get_gpt_layer_local_spec(normalization="LayerNorm", qk_layernorm=architecture.qk_norm)
-    layer = spec.submodules
+    layer, norm_class = spec.submodules, NORMS[architecture.norm]
     attention = layer.self_attention
     attention.params["attn_mask_type"] = AttnMaskType.no_mask
     attention.submodules.core_attention = ModuleSpec(
@@ -187,11 +215,11 @@ def layer_spec(
     attention.submodules.linear_proj = AttentionOutput
     if architecture.qk_norm:
         # All heads share these norms, and a rank has some of the heads.
-        head_norm = ModuleSpec(module=LayerNorm, params={"gradient_group": tp_group})
+        head_norm = ModuleSpec(module=norm_class, params={"gradient_group": tp_group})
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = head_norm
     layer.mlp.submodules.linear_fc1 = ColumnLinear
     layer.mlp.submodules.linear_fc2 = RowLinear
-    norm = ModuleSpec(module=LayerNorm, params={"gradient_group": tp_group if sequence_parallel else None})
+    norm = ModuleSpec(module=norm_class, params={"gradient_group": tp_group if sequence_parallel else None})
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
     layer.self_attn_bda = layer.mlp_bda = ModuleSpec(
         module=DropoutAdd,

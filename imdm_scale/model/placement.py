@@ -24,6 +24,8 @@ class Placement:
     """The dimension that is cut, None where every rank has the whole."""
     qkv_heads: int = 0
     """Number of heads of a fused q, k, v projection, whose rows Megatron orders head by head; else 0."""
+    is_gated: bool = False
+    """Whether the rows are SwiGLU's gate above its value, of each of which a rank has a part."""
     vocab_size: int = 0
     """Rows before padding, where the rows are token ids; else 0."""
 
@@ -31,6 +33,8 @@ class Placement:
         """The part of a whole canonical tensor that rank `tp_rank` of `tp_size` holds."""
         if self.qkv_heads:
             whole = _swap_leading(whole, 3, self.qkv_heads)
+        if self.is_gated:
+            whole = _swap_leading(whole, 2, tp_size)
         if self.vocab_size:
             rows = padded_vocab_size(self.vocab_size, tp_size) - self.vocab_size
             if rows:
@@ -39,12 +43,15 @@ class Placement:
 
     def to_whole(self, shards: list[Tensor]) -> Tensor:
         """Inverse of `to_shard`, from the shards of all tensor-parallel ranks in order."""
-        return self.uncut(shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim))
+        joined = shards[0] if self.shard_dim is None else torch.cat(shards, dim=self.shard_dim)
+        return self.uncut(joined, len(shards))
 
-    def uncut(self, joined: Tensor) -> Tensor:
-        """The whole canonical tensor from the shards of all ranks, joined along the dimension that is cut."""
+    def uncut(self, joined: Tensor, tp_size: int) -> Tensor:
+        """The whole canonical tensor from the shards of `tp_size` ranks, joined along the dimension that is cut."""
         if self.vocab_size:
             joined = joined[: self.vocab_size]
+        if self.is_gated:
+            joined = _swap_leading(joined, tp_size, 2)
         return _swap_leading(joined, self.qkv_heads, 3) if self.qkv_heads else joined
 
 

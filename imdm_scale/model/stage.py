@@ -32,15 +32,17 @@ def transformer_config(
     virtual_stages: int = 1,
 ) -> TransformerConfig:
     """Megatron's description of the backbone. Weights are left uninitialised: see `model.weights`."""
+    is_gated = architecture.mlp == "swiglu"
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
         num_attention_heads=architecture.num_heads,
         ffn_hidden_size=architecture.mlp_size,
-        normalization="LayerNorm",
+        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[architecture.norm],
         layernorm_epsilon=architecture.layer_norm_eps,
-        activation_func=partial(F.gelu, approximate="tanh"),
-        add_bias_linear=True,
+        activation_func=F.silu if is_gated else partial(F.gelu, approximate="tanh"),
+        gated_linear_unit=is_gated,
+        add_bias_linear=architecture.bias,
         add_qkv_bias=False,
         qk_layernorm=architecture.qk_norm,
         hidden_dropout=architecture.dropout,

@@ -81,6 +81,7 @@ def placement_of(name: str, architecture: Architecture) -> Placement:
         name,
         _SHARD_DIMS[re.sub(r"^blocks\.\d+\.", "", name)],
         qkv_heads=architecture.num_heads if name.endswith("qkv.weight") else 0,
+        is_gated=architecture.mlp == "swiglu" and ".mlp.dense_in." in name,
         vocab_size=architecture.vocab_size if name in _VOCABULARY_TENSORS else 0,
     )
 
@@ -108,37 +109,35 @@ def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int
 
 def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all whole tensors of a network, in file order."""
-    h, f, v, d = (
-        architecture.hidden_size,
-        architecture.mlp_size,
-        architecture.vocab_size,
-        architecture.noise_dim,
-    )
+    h, v, d = architecture.hidden_size, architecture.vocab_size, architecture.noise_dim
+    f, g = architecture.mlp_size, architecture.mask_embedding_size
+
+    def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+        parts = ("weight", "bias") if architecture.norm_has_bias else ("weight",)
+        return {f"{name}.{part}": (width,) for part in parts}
+
+    def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+        weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+        return {**weight, f"{name}.bias": (rows,)} if architecture.bias else weight
+
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (v, h)}
     if architecture.num_masks:
         shapes["mask_embedding.table.weight"] = (architecture.num_masks, h)
     elif d:
-        shapes["mask_embedding.dense_in.weight"] = (f, d)
-        shapes["mask_embedding.dense_in.bias"] = (f,)
-        shapes["mask_embedding.dense_out.weight"] = (h, f)
+        shapes["mask_embedding.dense_in.weight"] = (g, d)
+        shapes["mask_embedding.dense_in.bias"] = (g,)
+        shapes["mask_embedding.dense_out.weight"] = (h, g)
     if architecture.noise_fourier:
-        shapes["mask_embedding.dense_fourier.weight"] = (f, architecture.num_noise_features)
+        shapes["mask_embedding.dense_fourier.weight"] = (g, architecture.num_noise_features)
     for i in range(architecture.num_layers):
-        block: dict[str, tuple[int, ...]] = {"norm1.weight": (h,), "norm1.bias": (h,)}
-        block["attention.qkv.weight"] = (3 * h, h)
+        block = norm("norm1", h) | {"attention.qkv.weight": (3 * h, h)}
         if architecture.qk_norm:
-            for norm in ("q_norm", "k_norm"):
-                block[f"attention.{norm}.weight"] = block[f"attention.{norm}.bias"] = (architecture.head_dim,)
-        block |= {"attention.out.weight": (h, h), "norm2.weight": (h,), "norm2.bias": (h,)}
-        block |= {"mlp.dense_in.weight": (f, h), "mlp.dense_in.bias": (f,)}
-        block |= {"mlp.dense_out.weight": (h, f), "mlp.dense_out.bias": (h,)}
+            block |= norm("attention.q_norm", architecture.head_dim)
+            block |= norm("attention.k_norm", architecture.head_dim)
+        block |= {"attention.out.weight": (h, h)} | norm("norm2", h)
+        block |= linear("mlp.dense_in", architecture.mlp_inputs, h) | linear("mlp.dense_out", h, f)
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes | {
-        "final_norm.weight": (h,),
-        "final_norm.bias": (h,),
-        "head.weight": (v, h),
-        "head.bias": (v,),
-    }
+    return shapes | norm("final_norm", h) | linear("head", v, h)
 
 
 def initial_weight(name: str, shape: tuple[int, ...], architecture: Architecture, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from imdm_scale.model.weights import canonical_shapes
 from tests.tiny import tiny
 
 KINDS = ("master", "ema")
-ARCHITECTURE = tiny(num_layers=4, qk_norm=True, noise_fourier=3)
+ARCHITECTURE = tiny(num_layers=4, qk_norm=True, noise_fourier=3, mlp="swiglu", mlp_size=48)
 LAYOUTS = list(product((1, 2, 4), (1, 2)))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from imdm_scale.assets import TEACHER
 from imdm_scale.config.architecture import SIZES, architecture_of
-from imdm_scale.config.check import check_config
+from imdm_scale.config.check import check_config, check_layout
 from imdm_scale.config.layout import run_layout
 from imdm_scale.config.load import DEFAULT_RECIPE, build_config, parse_override, read_recipe
 from imdm_scale.config.ranges import COUNT, RANGES
@@ -78,6 +78,9 @@ def test_counts_are_at_least_one(key: str, value: str) -> None:
         ("model.noise_scale", "0.0", "above 0"),
         ("model.noise_fourier", "-1", "at least 0"),
         ("model.num_masks", "-2", "at least 0"),
+        ("model.rope_base", "1.0", "above 1"),
+        ("model.norm_eps", "0.0", "above 0"),
+        ("model.mlp_size", "0", "at least 1"),
         ("train.learning_rate", "0.0", "above 0"),
         ("train.learning_rate", "inf", "above 0"),
         ("train.min_lr_ratio", "1.5", "at least 0 and at most 1"),
@@ -261,6 +264,27 @@ def test_architecture_takes_the_size_and_then_the_overrides(size: str) -> None:
     assert (shape.hidden_size, shape.num_layers, shape.num_heads, shape.noise_dim) == (12, 3, 2, 0)
     assert (shape.qk_norm, shape.attention_softcap) == (True, 50.0)
     assert (shape.noise_kind, shape.noise_scale) == ("normal", 2.0)
+
+
+def test_architecture_of_llamas_kind() -> None:
+    mdlm = architecture_of(made("model.hidden_size=12", "model.num_heads=2"), 100, 99)
+    assert (mdlm.norm, mdlm.mlp, mdlm.bias, mdlm.mlp_size) == ("layernorm", "gelu", True, 48)
+    assert (mdlm.rope_base, mdlm.layer_norm_eps) == (10000.0, 1e-5)
+    words = ["model.norm=rmsnorm", "model.norm_eps=1e-6", "model.mlp=swiglu", "model.mlp_size=40"]
+    shape = architecture_of(made(*words, "model.bias=false", "model.rope_base=500000"), 100, 99)
+    assert (shape.norm, shape.mlp, shape.bias, shape.mlp_size) == ("rmsnorm", "swiglu", False, 40)
+    assert (shape.rope_base, shape.layer_norm_eps) == (500000.0, 1e-6)
+
+
+def test_width_of_the_mlps_is_divided_by_tp() -> None:
+    words = ["model.num_heads=4", "model.hidden_size=32", "parallel.student.tp=4"]
+    message = refusal(*words, "model.mlp_size=42", world_size=4, recipe=PRETRAIN)
+    assert (
+        "parallel.student.tp is 4, which does not divide the 42 columns of the MLPs (model.mlp_size)"
+        in message
+    )
+    assert "nearest on 4 ranks: tp 2 x pp 1" in message
+    check_layout(made(*words, "model.mlp_size=44", recipe=PRETRAIN), 4)
 
 
 def test_interleaved_stages_take_turns_in_whole_rounds() -> None:

@@ -121,6 +121,18 @@ def test_names_come_from_either_file_or_from_the_class_of_the_model(tmp_path):
     assert special_ids(load_tokenizer(folder)) == (600, 2, 3, 4)
 
 
+def test_a_mask_that_is_there_but_not_named_is_found(tmp_path):
+    """As in LLaDA's tokenizer, which has tokens after its mask."""
+    backend = byte_level()
+    backend.add_special_tokens(["<|mdm_mask|>", "<|start_header_id|>"])
+    size = backend.get_vocab_size()
+    tokenizer = load_tokenizer(json_folder(tmp_path / "llada", backend, **GPT2))
+    assert (tokenizer.vocab_size, tokenizer.mask_id) == (size, size - 2)
+    assert tokenizer.mask_id not in tokenizer.encode("a <|mdm_mask|> b")
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
 def test_bos_and_eos_may_be_named(folders, tmp_path):
     literature = load_tokenizer(folders["bert"], eos="[CLS]")
     assert (literature.bos_id, literature.eos_id) == (2, 2)

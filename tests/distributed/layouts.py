@@ -48,6 +48,10 @@ class Case:
             "model.qk_norm",
             "model.noise_fourier",
             "model.num_masks",
+            "model.norm",
+            "model.mlp",
+            "model.bias",
+            "model.rope_base",
             "teacher.prefetch",
             "teacher.checksum",
         )
@@ -196,6 +200,13 @@ DISAGGREGATED = [
     ]
 ]
 
+LLAMA = (
+    "model.norm=rmsnorm",
+    "model.mlp=swiglu",
+    "model.mlp_size=56",
+    "model.bias=false",
+    "model.rope_base=500",
+)
 RESET = (*DISTIL, "train.max_steps=4", "method.steps_per_round=2", "method.reset_optimizer=true")
 VARIANTS = [
     Case((*DISTIL, *SHORT, "method.refresh_from=ema"), student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
@@ -205,6 +216,13 @@ VARIANTS = [
     ),
     Case((*DISTIL, *SHORT, "model.num_masks=5"), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3),
     Case((*DISTIL, *SHORT, "model.qk_norm=true"), student(2, 2) + teacher(2) + micro_batches(4, 4), 1),
+    Case((*DISTIL, *SHORT, *LLAMA), student(2, 2, True) + teacher(2) + micro_batches(4, 4), 3),
+    Case((*DISTIL, *SHORT, *LLAMA), student(2, 1) + teacher(1, 2) + micro_batches(2, 2), 1),
+    Case(
+        (*PRETRAIN, *SHORT, *LLAMA, "model.num_layers=4", DROPOUT),
+        (*student(2, 2, True, 2), *micro_batches(2), "train.recompute=full"),
+        3,
+    ),
     Case(RESET, student(1, 2) + teacher(2) + micro_batches(2, 4), 3),
     Case(RESET, student(2) + teacher() + micro_batches(2, 2), 1),
     Case(RESET, student() + teacher() + micro_batches(2, 2), 0),

@@ -104,6 +104,11 @@ def small_architecture(config: Config) -> Architecture:
         qk_norm=model.qk_norm,
         noise_fourier=model.noise_fourier,
         num_masks=model.num_masks,
+        rope_base=model.rope_base,
+        norm=model.norm,
+        mlp=model.mlp,
+        mlp_size=model.mlp_size or 0,
+        bias=model.bias,
         **({"noise_dim": 1} if model.num_masks else {}),
     )
 

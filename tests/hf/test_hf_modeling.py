@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,10 +31,14 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     noise = noise.double()
 
+    def bias(name: str) -> Tensor | float:
+        assert (name + ".bias" in w) == (config.bias and not (config.norm == "rmsnorm" and "norm" in name))
+        return w.get(name + ".bias", 0.0)
+
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
+        centred = x if config.norm == "rmsnorm" else x - x.mean(-1, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True)
-        return centred / (variance + config.layer_norm_eps).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+        return centred / (variance + config.layer_norm_eps).sqrt() * w[name + ".weight"] + bias(name)
 
     def rotate(x: Tensor) -> Tensor:  # (b, l, a, k)
         half = x.shape[-1] // 2
@@ -78,10 +83,15 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
         y = torch.einsum("balm,bmak->blak", weights, v).reshape(batch, length, hidden)
         x = x + torch.einsum("blh,oh->blo", y, w[block + "attention.out.weight"])
         h = norm(x, block + "norm2")
-        h = torch.einsum("blh,oh->blo", h, w[block + "mlp.dense_in.weight"]) + w[block + "mlp.dense_in.bias"]
-        h = torch.einsum("blh,oh->blo", gelu_tanh(h), w[block + "mlp.dense_out.weight"])
-        x = x + h + w[block + "mlp.dense_out.bias"]
-    return torch.einsum("blh,vh->blv", norm(x, "final_norm"), w["head.weight"]) + w["head.bias"]
+        h = torch.einsum("blh,oh->blo", h, w[block + "mlp.dense_in.weight"]) + bias(block + "mlp.dense_in")
+        if config.mlp == "swiglu":
+            gate, up = h.split(config.mlp_size, dim=-1)
+            h = gate / (1 + torch.exp(-gate)) * up
+        else:
+            h = gelu_tanh(h)
+        h = torch.einsum("blh,oh->blo", h, w[block + "mlp.dense_out.weight"])
+        x = x + h + bias(block + "mlp.dense_out")
+    return torch.einsum("blh,vh->blv", norm(x, "final_norm"), w["head.weight"]) + bias("head")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +104,24 @@ def naive_logits(model: ImdmForMaskedLM, ids: Tensor, noise: Tensor, attend: Ten
         {"qk_norm": True},
         {"attention_softcap": 0.7},
         {"qk_norm": True, "attention_softcap": 0.7, "rope_base": 100.0, "layer_norm_eps": 1e-2},
+        {"norm": "rmsnorm", "qk_norm": True, "layer_norm_eps": 1e-2},
+        {"mlp": "swiglu", "mlp_size": 56},
+        {"bias": False, "mlp_size": 24},
+        {"norm": "rmsnorm", "mlp": "swiglu", "mlp_size": 96, "bias": False, "rope_base": 5e5},
     ],
-    ids=["plain", "mdm", "fourier", "finite", "qk_norm", "softcap", "all"],
+    ids=[
+        "plain",
+        "mdm",
+        "fourier",
+        "finite",
+        "qk_norm",
+        "softcap",
+        "all",
+        "rmsnorm",
+        "swiglu",
+        "no_biases",
+        "llama",
+    ],
 )
 @pytest.mark.parametrize("padded", [False, True])
 def test_logits_follow_the_formulas(network, ids_BL, changes, padded):
@@ -319,7 +345,11 @@ def test_configuration_and_architecture_are_one_to_one():
         qk_norm=True,
         attention_softcap=50.0,
         rope_base=500.0,
+        norm="rmsnorm",
         layer_norm_eps=1e-6,
+        mlp="swiglu",
+        mlp_size=40,
+        bias=False,
         initializer_range=0.01,
         sampler="coupled_argmax",
     )
@@ -330,6 +360,25 @@ def test_configuration_and_architecture_are_one_to_one():
     assert architecture_from_config(ImdmConfig.from_dict(config.to_dict())) == architecture
 
 
+def test_a_file_from_before_there_was_a_choice_is_of_mdlms_kind():
+    description = ImdmConfig(hidden_size=24, num_heads=3).to_dict()
+    for name in ("norm", "mlp", "mlp_size", "bias"):
+        del description[name]
+    architecture = architecture_from_config(ImdmConfig.from_dict(description))
+    assert (architecture.norm, architecture.mlp, architecture.bias) == ("layernorm", "gelu", True)
+    assert architecture.mlp_size == 96
+    assert architecture == replace(architecture, mlp_size=0)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_norms_are_computed_in_float32(network, norm):
+    """Of bfloat16 input they differ from float64's by the rounding of the result only."""
+    layer = network(norm=norm).final_norm.bfloat16()
+    x = 5 + torch.randn(7, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = layer.double()(x.double())
+    torch.testing.assert_close(layer.bfloat16()(x).double(), expected, rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -337,6 +386,8 @@ def test_configuration_and_architecture_are_one_to_one():
         {"num_heads": 32},
         {"mask_token_id": 31},
         {"noise_kind": "cauchy"},
+        {"norm": "batchnorm"},
+        {"mlp": "relu"},
         {"noise_fourier": 2, "noise_dim": 1},
         {"num_masks": 4, "noise_dim": 2},
         {"sampler": "beam"},

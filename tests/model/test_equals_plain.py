@@ -25,6 +25,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk_norm": {"qk_norm": True},
     "softcap": {"attention_softcap": 2.0},
     "other_base_and_eps": {"rope_base": 500.0, "layer_norm_eps": 1e-2},
+    "rmsnorm": {"norm": "rmsnorm", "layer_norm_eps": 1e-2, "qk_norm": True},
+    "swiglu": {"mlp": "swiglu", "mlp_size": 56},
+    "no_biases": {"bias": False, "qk_norm": True},
+    "narrow_mlp": {"mlp_size": 40},
+    "llama": {"norm": "rmsnorm", "mlp": "swiglu", "mlp_size": 96, "bias": False, "rope_base": 5e5},
 }
 variants = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -55,7 +60,13 @@ def test_logits_and_gradients(build_stage: Callable[..., ImdmStage], changes: di
 
 @pytest.mark.parametrize(
     ("changes", "least_effect"),
-    [({"qk_norm": True}, 0.1), ({"attention_softcap": 2.0}, 0.01), ({"rope_base": 500.0}, 0.01)],
+    [
+        ({"qk_norm": True}, 0.1),
+        ({"attention_softcap": 2.0}, 0.01),
+        ({"rope_base": 500.0}, 0.01),
+        ({"norm": "rmsnorm"}, 0.1),
+        ({"bias": False}, 0.1),
+    ],
 )
 def test_the_variants_differ(
     build_stage: Callable[..., ImdmStage], changes: dict[str, Any], least_effect: float

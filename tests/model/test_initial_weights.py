@@ -6,24 +6,28 @@ Kolmogorov and Smirnov's test is asked for a p-value above 1e-3: a right law fai
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
+from imdm_scale.config.architecture import Architecture
 from imdm_scale.hf.export import config_from_architecture
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from imdm_scale.model.weights import canonical_shapes, initial_weight
 from tests.tiny import tiny
 
 ARCHITECTURE = tiny(hidden_size=64, noise_dim=48, initializer_range=0.03, qk_norm=True)
+LLAMA = replace(ARCHITECTURE, norm="rmsnorm", mlp="swiglu", mlp_size=96, bias=False)
 SHAPES = canonical_shapes(ARCHITECTURE)
 
 
-def drawn(name: str, seed: int = 1) -> Tensor:
-    weight = initial_weight(name, SHAPES[name], ARCHITECTURE, seed)
-    assert weight.dtype == torch.float32 and tuple(weight.shape) == SHAPES[name]
+def drawn(name: str, seed: int = 1, architecture: Architecture = ARCHITECTURE) -> Tensor:
+    shape = canonical_shapes(architecture)[name]
+    weight = initial_weight(name, shape, architecture, seed)
+    assert weight.dtype == torch.float32 and tuple(weight.shape) == shape
     return weight
 
 
@@ -67,11 +71,12 @@ def test_a_weight_is_a_function_of_seed_and_name() -> None:
         assert abs(torch.corrcoef(torch.stack([drawn(name).flatten(), different.flatten()]))[0, 1]) < 5 / 64
 
 
-def test_the_plain_network_starts_by_the_same_laws() -> None:
+@pytest.mark.parametrize("architecture", [ARCHITECTURE, LLAMA], ids=["mdlm", "llama"])
+def test_the_plain_network_starts_by_the_same_laws(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    plain = ImdmForMaskedLM(config_from_architecture(ARCHITECTURE)).state_dict()
+    plain = ImdmForMaskedLM(config_from_architecture(architecture)).state_dict()
     for name, weight in plain.items():
-        ours = drawn(name)
+        ours = drawn(name, architecture=architecture)
         if ours.std() == 0:
             assert torch.equal(weight, ours), name
         else:

@@ -45,6 +45,18 @@ def test_query_key_value_go_by_head(tp_size: int, heads_per_rank: int, head_dim:
         assert (by_head[..., 2] == torch.arange(head_dim)).all()
 
 
+@given(TP_SIZES, st.integers(1, 5), st.sampled_from([(), (3,)]))
+def test_a_rank_has_the_same_part_of_gate_and_value(
+    tp_size: int, columns_per_rank: int, rest: tuple[int, ...]
+) -> None:
+    width = columns_per_rank * tp_size
+    gate = torch.arange(width * (3 if rest else 1)).view(width, *rest)
+    shards = there_and_back(Placement("mlp", 0, is_gated=True), torch.cat((gate, -1 - gate)), tp_size)
+    for rank, shard in enumerate(shards):
+        mine = gate[rank * columns_per_rank :][:columns_per_rank]
+        assert torch.equal(shard, torch.cat((mine, -1 - mine)))
+
+
 @pytest.mark.parametrize("shard_dim", [None, 0, 1])
 @given(TP_SIZES, st.integers(1, 4), st.integers(1, 4))
 def test_plain_tensors(shard_dim: int | None, tp_size: int, rows: int, columns: int) -> None:

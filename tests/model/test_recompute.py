@@ -9,17 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from imdm_scale.config.architecture import Architecture
 from imdm_scale.model.decoder import Recompute
 from imdm_scale.model.layer import DropoutKey
 from imdm_scale.model.stage import ImdmStage
 from tests.tiny import plain_network, random_input, tiny, weights_of
 
 ARCHITECTURE = tiny(dropout=0.3, attention_softcap=2.0)
+LLAMA = tiny(dropout=0.3, norm="rmsnorm", mlp="swiglu", bias=False)
 KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
-def build(build_stage: Callable[..., ImdmStage], recompute: Recompute) -> ImdmStage:
-    return build_stage(ARCHITECTURE, weights_of(plain_network(ARCHITECTURE)), recompute=recompute).train()
+def build(
+    build_stage: Callable[..., ImdmStage], recompute: Recompute, architecture: Architecture = ARCHITECTURE
+) -> ImdmStage:
+    return build_stage(architecture, weights_of(plain_network(architecture)), recompute=recompute).train()
 
 
 def logits(stage: ImdmStage, sample: int) -> Tensor:
@@ -52,12 +56,15 @@ def counted_elements() -> Iterator[list[int]]:
         yield sizes
 
 
+@pytest.mark.parametrize("architecture", [ARCHITECTURE, LLAMA], ids=["mdlm", "llama"])
 @pytest.mark.parametrize("recompute", KINDS[1:])
-def test_gradients_are_equal_bit_for_bit(build_stage: Callable[..., ImdmStage], recompute: Recompute) -> None:
-    expected = gradients_of_two_micro_batches(build(build_stage, "none"))
-    found = gradients_of_two_micro_batches(build(build_stage, recompute))
+def test_gradients_are_equal_bit_for_bit(
+    build_stage: Callable[..., ImdmStage], recompute: Recompute, architecture: Architecture
+) -> None:
+    expected = gradients_of_two_micro_batches(build(build_stage, "none", architecture))
+    found = gradients_of_two_micro_batches(build(build_stage, recompute, architecture))
     assert all(map(torch.equal, found, expected)) and len(found) == len(expected) == len(
-        weights_of(plain_network(ARCHITECTURE))
+        weights_of(plain_network(architecture))
     )
 
 

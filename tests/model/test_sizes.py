@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -23,6 +25,21 @@ COUNTS = {
 
 def test_every_size_is_counted() -> None:
     assert COUNTS.keys() == SIZES.keys()
+
+
+LLAMA = {"norm": "rmsnorm", "mlp": "swiglu", "mlp_size": 12288, "bias": False}
+LLADA_8B = {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, **LLAMA}
+
+
+def test_parameters_of_llada_8b(groups: RoleGroups) -> None:
+    """8.02 billion, as its authors say; a student has a mask embedding besides."""
+    llada = Architecture(vocab_size=126464, mask_token_id=126336, length=4096, noise_dim=0, **LLADA_8B)
+    assert llada.num_parameters() == 8_015_581_184
+    student = dataclasses.replace(llada, noise_dim=2048, noise_fourier=16)
+    for architecture in (llada, student):
+        with torch.device("meta"):
+            stage = ImdmStage(architecture, groups.collection)
+        assert sum(parameter.numel() for parameter in stage.parameters()) == architecture.num_parameters()
 
 
 @pytest.mark.parametrize("name", COUNTS)

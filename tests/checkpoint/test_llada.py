@@ -1,0 +1,413 @@
+"""LLaDA's folders: import, export back, and the check of the one against the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from imdm_scale.checkpoint.llada import llada_names, read_llada, write_llada
+from imdm_scale.checkpoint.llada_reference import check_llada, llada_logits
+from imdm_scale.checkpoint.sharded_files import INDEX, ONE_FILE
+from imdm_scale.checkpoint.weights import Source, folder_weights
+from imdm_scale.config.architecture import Architecture
+from imdm_scale.errors import UserError
+from imdm_scale.hf.export import config_from_architecture, save_folder
+from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
+from imdm_scale.model.weights import canonical_shapes
+from tests.tiny import plain_network, tiny
+
+CONFIG: dict[str, Any] = {
+    # The fields of GSAI-ML/LLaDA-8B-Base, with its sizes made small.
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": 32,
+    "embedding_dropout": 0.0,
+    "embedding_size": 64,
+    "eos_token_id": 3,
+    "flash_attention": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": 50,
+    "max_sequence_length": 24,
+    "mlp_hidden_size": 56,
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "n_layers": 3,
+    "residual_dropout": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "vocab_size": 60,
+    "weight_tying": False,
+}
+
+
+def random_tensors(dtype: torch.dtype) -> dict[str, Tensor]:
+    """LLaDA's tensors by its names, none of them zero or one."""
+    generator = torch.Generator().manual_seed(0)
+    width, inner, rows = CONFIG["d_model"], CONFIG["mlp_hidden_size"], CONFIG["embedding_size"]
+    shapes: dict[str, tuple[int, ...]] = {"wte": (rows, width), "ln_f": (width,), "ff_out": (rows, width)}
+    for i in range(CONFIG["n_layers"]):
+        of_block = dict.fromkeys(("q_proj", "k_proj", "v_proj", "attn_out"), (width, width))
+        of_block |= {"attn_norm": (width,), "ff_norm": (width,)}
+        of_block |= {"ff_proj": (inner, width), "up_proj": (inner, width), "ff_out": (width, inner)}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in of_block.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        value = 1 + 0.2 * noise if len(shape) == 1 else 0.2 * noise
+        tensors[f"model.transformer.{name}.weight"] = value.to(dtype)
+    return tensors
+
+
+def describe(folder: Path, **changes: Any) -> None:
+    fields = {name: value for name, value in {**CONFIG, **changes}.items() if value != "absent"}
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+@pytest.fixture
+def llada(tmp_path: Path) -> Callable[..., Path]:
+    """Factory of a LLaDA folder in two files."""
+
+    def make(dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+        folder = tmp_path / "llada"
+        folder.mkdir()
+        tensors = random_tensors(dtype)
+        names = list(tensors)
+        files = {"a.safetensors": names[:11], "b.safetensors": names[11:]}
+        for file, held in files.items():
+            save_file({name: tensors[name] for name in held}, folder / file)
+        where = {name: file for file, held in files.items() for name in held}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "modeling_llada.py").write_text("# theirs\n")
+        describe(folder, **changes)
+        return folder
+
+    return make
+
+
+def converted(folder: Path, vocab_size: int | None = None) -> ImdmForMaskedLM:
+    architecture, source = read_llada(folder, vocab_size)
+    model = ImdmForMaskedLM(config_from_architecture(architecture))
+    model.load_state_dict({name: source(name).float() for name in canonical_shapes(architecture)})
+    return model.eval()
+
+
+def refusal(function: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_architecture(llada: Callable[..., Path]) -> None:
+    architecture, source = read_llada(llada())
+    assert architecture == Architecture(
+        vocab_size=64,
+        mask_token_id=50,
+        length=24,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        noise_dim=0,
+        rope_base=500000.0,
+        norm="rmsnorm",
+        mlp="swiglu",
+        mlp_size=56,
+        bias=False,
+    )
+    shapes = canonical_shapes(architecture)
+    assert {name: tuple(source(name).shape) for name in shapes} == shapes
+    names = [theirs for name in shapes for theirs in llada_names(name)]
+    assert sorted(names) == sorted(random_tensors(torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"embedding_size": None, "vocab_size": 64}, "vocab_size", 64),
+        ({"n_kv_heads": None}, "num_heads", 4),
+        ({"n_kv_heads": "absent", "multi_query_attention": False}, "num_heads", 4),
+        ({"rope_theta": "absent"}, "rope_base", 10000.0),
+        ({"rms_norm_eps": 1e-6}, "layer_norm_eps", 1e-6),
+        ({"max_sequence_length": "absent"}, "length", 1024),
+    ],
+)
+def test_other_descriptions(
+    llada: Callable[..., Path], changes: dict[str, Any], field: str, value: float
+) -> None:
+    assert getattr(read_llada(llada(**changes))[0], field) == value
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rope_theta": 100.0, "rms_norm_eps": 1e-2}, {"rope_theta": "absent"}]
+)
+def test_the_converted_network_is_llada(llada: Callable[..., Path], changes: dict[str, Any]) -> None:
+    folder = llada(**changes)
+    model = converted(folder)
+    assert check_llada(folder, model) < 1e-5
+    with torch.no_grad():
+        model.blocks[1].mlp.dense_in.weight[:1] += 0.1
+    assert check_llada(folder, model) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_heads": 8},
+        {"rope_theta": 10000.0},
+        {"rms_norm_eps": 1e-2},
+    ],
+)
+def test_the_reference_depends_on_the_description(wrong: dict[str, Any]) -> None:
+    tensors = random_tensors(torch.float32)
+    ids_BL = torch.arange(24)[None]
+    logits_BLV = llada_logits(CONFIG, tensors.__getitem__, ids_BL)
+    assert (llada_logits({**CONFIG, **wrong}, tensors.__getitem__, ids_BL) - logits_BLV).abs().max() > 1e-3
+
+
+def test_the_reference_is_transformers_llama_without_its_causal_mask() -> None:
+    """LLaDA's authors changed Llama's attention mask and the names of its tensors."""
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=56,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+            attn_implementation="eager",
+        )
+    )
+    renamed = {
+        "transformer.wte.": "embed_tokens.",
+        "transformer.blocks.": "layers.",
+        "attn_norm": "input_layernorm",
+        "ff_norm": "post_attention_layernorm",
+        "q_proj": "self_attn.q_proj",
+        "k_proj": "self_attn.k_proj",
+        "v_proj": "self_attn.v_proj",
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj",
+        "model.transformer.ff_out": "lm_head",
+        "transformer.ln_f": "norm",
+        "ff_out": "mlp.down_proj",
+    }
+    tensors = random_tensors(torch.float32)
+    its_tensors = {}
+    for name, tensor in tensors.items():
+        for theirs, its in renamed.items():
+            name = name.replace(theirs, its)
+        its_tensors[name] = tensor
+    llama.load_state_dict(its_tensors)
+    ids_BL = torch.randint(0, 64, (3, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected_BLV = llama.eval()(ids_BL, attention_mask=torch.zeros(3, 1, 24, 24), use_cache=False).logits
+        causal_BLV = llama(ids_BL).logits
+    assert (expected_BLV - causal_BLV).abs().max() > 0.1
+    assert (llada_logits(CONFIG, tensors.__getitem__, ids_BL) - expected_BLV).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pair", [("q_proj", "k_proj"), ("k_proj", "v_proj"), ("ff_proj", "up_proj")])
+def test_no_two_tensors_are_confused(llada: Callable[..., Path], pair: tuple[str, str]) -> None:
+    """The check sees it when two of equal shape change places."""
+    folder = llada()
+    model = converted(folder)
+    tensors = random_tensors(torch.float32)
+    first, second = (f"model.transformer.blocks.1.{name}.weight" for name in pair)
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+    (folder / INDEX).unlink()
+    save_file(tensors, folder / ONE_FILE)
+    assert check_llada(folder, model) > 1e-2
+
+
+def test_rows_beyond_the_tokenizers_ids_can_be_left_out(llada: Callable[..., Path], tmp_path: Path) -> None:
+    folder = llada()
+    model = converted(folder, 53)
+    assert model.head.weight.shape == model.token_embedding.weight.shape == (53, 32)
+    assert check_llada(folder, model) < 1e-5
+    architecture, source = read_llada(folder, 53)
+    write_llada(tmp_path / "back", architecture, source, like=folder)
+    assert read_llada(tmp_path / "back")[0] == architecture
+    for number in (50, 65):
+        message = refusal(read_llada, folder, number)
+        assert f"{number} token ids are to be kept" in message and "its mask's is 50" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("largest_file", [5 * 10**9, 10_000])
+def test_there_and_back_bit_for_bit(
+    llada: Callable[..., Path], tmp_path: Path, dtype: torch.dtype, largest_file: int
+) -> None:
+    folder, back = llada(dtype, vocab_size=64), tmp_path / "new" / "back"
+    architecture, source = read_llada(folder)
+    write_llada(back, architecture, source, like=folder, largest_file=largest_file)
+    files = sorted(back.glob("*.safetensors"))
+    assert (len(files) > 3) == (back / INDEX).is_file() == (largest_file == 10_000)
+    assert len(files) > 3 or files == [back / ONE_FILE]
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    expected = random_tensors(dtype)
+    assert found.keys() == expected.keys()
+    assert all(found[name].dtype == dtype and torch.equal(found[name], expected[name]) for name in expected)
+    fields = json.loads((back / "config.json").read_text())
+    assert fields.pop("torch_dtype") == str(dtype).removeprefix("torch.")
+    assert {name: fields[name] for name in CONFIG} == {**CONFIG, "vocab_size": 64}
+    assert (back / "modeling_llada.py").read_text() == "# theirs\n" and (back / "tokenizer.json").is_file()
+    assert read_llada(back)[0] == architecture
+    assert check_llada(back, converted(folder)) < 1e-5
+
+
+def test_export_in_another_type_and_without_a_model_to_follow(
+    llada: Callable[..., Path], tmp_path: Path
+) -> None:
+    architecture, source = read_llada(llada())
+    write_llada(tmp_path / "back", architecture, source, dtype=torch.bfloat16)
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["config.json", ONE_FILE]
+    again, stored = read_llada(tmp_path / "back")
+    assert again == architecture
+    for name in canonical_shapes(architecture):
+        assert torch.equal(stored(name), source(name).bfloat16())
+
+
+def test_a_llada_teacher_becomes_a_student(llada: Callable[..., Path], tmp_path: Path) -> None:
+    """A student with mask noise, Fourier features included, starts as the LLaDA network whatever its noise is."""
+    folder = llada()
+    teacher = converted(folder)
+    save_folder(teacher, teacher.config, tmp_path / "teacher")
+    shape = read_llada(folder)[0]
+    student = Architecture(**{**vars(shape), "noise_dim": 6, "noise_fourier": 2})
+    weights = folder_weights(tmp_path / "teacher", student, seed=3)
+    model = ImdmForMaskedLM(config_from_architecture(student))
+    model.load_state_dict({name: weights(name) for name in canonical_shapes(student)})
+    assert model.mask_embedding.dense_in.weight.abs().max() > 0
+    assert check_llada(folder, model.eval()) < 1e-5
+    ids_BL = torch.tensor([[50, 1, 50, 7]])
+    with torch.no_grad():
+        assert torch.equal(model(ids_BL).logits, teacher(ids_BL).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "llama"}, "its model_type is not 'llada'"),
+        ({"n_kv_heads": 2}, "n_kv_heads is 2"),
+        ({"n_kv_heads": None, "multi_query_attention": True}, "multi_query_attention is true"),
+        ({"alibi": True}, "alibi is true"),
+        ({"rope": False}, "rope is false"),
+        ({"rope": "absent"}, "rope is false"),
+        ({"weight_tying": True}, "weight_tying is true"),
+        ({"weight_tying": "absent"}, "weight_tying is true"),
+        ({"include_bias": True}, "include_bias is true"),
+        ({"include_qkv_bias": True}, "include_qkv_bias is true"),
+        ({"bias_for_layer_norm": True}, "bias_for_layer_norm is true"),
+        ({"layer_norm_type": "gemma_rms"}, 'layer_norm_type is "gemma_rms"'),
+        ({"layer_norm_with_affine": False}, "layer_norm_with_affine is false"),
+        ({"attention_layer_norm": True}, "attention_layer_norm is true"),
+        ({"block_type": "sequential"}, 'block_type is "sequential"'),
+        ({"block_group_size": 2}, "block_group_size is 2"),
+        ({"activation_type": "gelu"}, 'activation_type is "gelu"'),
+        ({"input_emb_norm": True}, "input_emb_norm is true"),
+        ({"scale_logits": True}, "scale_logits is true"),
+        ({"n_heads": 5, "n_kv_heads": 5}, "n_heads is 5"),
+        ({"n_layers": "absent"}, "n_layers is null"),
+        ({"d_model": "32"}, 'd_model is "32"'),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+        ({"mask_token_id": 64}, "mask_token_id is 64"),
+        ({"mask_token_id": None}, "mask_token_id is null"),
+        ({"n_layers": 4}, "no model.transformer.blocks.3.attn_norm.weight of shape (32,)"),
+        ({"mlp_hidden_size": None}, "ff_proj.weight of shape (128, 32)"),
+        ({"n_layers": 2}, "no place in LLaDA's network: model.transformer.blocks.2.attn_norm.weight"),
+    ],
+)
+def test_what_cannot_be_imported(llada: Callable[..., Path], changes: dict[str, Any], words: str) -> None:
+    folder = llada(**changes)
+    message = refusal(read_llada, folder)
+    assert words in message and str(folder) in message and "\n" not in message
+
+
+def test_damaged_folders(llada: Callable[..., Path], tmp_path: Path) -> None:
+    folder = llada()
+    whole = (folder / "b.safetensors").read_bytes()
+    (folder / "b.safetensors").write_bytes(whole[:1000])
+    assert "b.safetensors cannot be read as safetensors" in refusal(read_llada, folder)
+    (folder / "b.safetensors").unlink()
+    assert f"has no b.safetensors, which {INDEX} names" in refusal(read_llada, folder)
+    save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
+    assert "says that b.safetensors holds model.transformer." in refusal(read_llada, folder)
+    (folder / INDEX).write_text("[]")
+    assert "is no index of safetensors" in refusal(read_llada, folder)
+    (folder / INDEX).unlink()
+    assert "holds neither model.safetensors nor" in refusal(read_llada, folder)
+    (folder / "config.json").write_text("{")
+    assert "is not the configuration of a LLaDA model" in refusal(read_llada, folder)
+    assert "is not the configuration of a LLaDA model" in refusal(read_llada, tmp_path / "nowhere")
+
+
+LLAMA = tiny(norm="rmsnorm", mlp="swiglu", bias=False, noise_dim=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"norm": "layernorm"}, 'norm is "layernorm"'),
+        ({"mlp": "gelu"}, 'mlp is "gelu"'),
+        ({"bias": True}, "bias is true"),
+        ({"qk_norm": True}, "qk_norm is true"),
+        ({"attention_softcap": 5.0}, "attention_softcap is 5.0"),
+        ({"noise_dim": 6}, "noise_dim is 6"),
+        ({"noise_dim": 1, "num_masks": 5}, "noise_dim is 1"),
+    ],
+)
+def test_what_cannot_be_exported(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    architecture = Architecture(**{**vars(LLAMA), **changes})
+    message = refusal(write_llada, tmp_path / "back", architecture, weights(architecture))
+    assert words in message and not (tmp_path / "back").exists()
+
+
+def weights(architecture: Architecture) -> Source:
+    return plain_network(architecture).state_dict().__getitem__
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) -> None:
+    folder = tmp_path / "back"
+    folder.mkdir()
+    (folder / "mine").write_text("")
+    assert "exists and is not empty" in refusal(write_llada, folder, LLAMA, weights(LLAMA))
+    (folder / "mine").unlink()
+
+    def failing(name: str) -> Tensor:
+        if name == "head.weight":
+            raise OSError(28, "No space left on device")
+        return weights(LLAMA)(name)
+
+    assert "No space left on device" in refusal(write_llada, folder, LLAMA, failing)
+    assert list(tmp_path.rglob("*")) == [folder]
+    write_llada(folder, LLAMA, weights(LLAMA))
+    assert read_llada(folder)[0] == LLAMA
