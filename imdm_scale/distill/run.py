@@ -36,6 +36,7 @@ from imdm_scale.distill.stored_pairs import StoredPairs
 from imdm_scale.distill.teacher_folder import check_teacher_folder
 from imdm_scale.distill.token_order import token_order
 from imdm_scale.distill.training_data import TrainingData, find_data, open_data, told_by
+from imdm_scale.evaluate.provenance import versions
 from imdm_scale.model.weights import canonical_shapes
 from imdm_scale.parallel.engine import ModelEngine
 from imdm_scale.parallel.layout import build_groups
@@ -157,7 +158,16 @@ def _train_and_export(
         """Write the network's present weights and their place in the data."""
         samples = data.first_sample + step * config.train.global_batch_size
         place = Place.of(data.stream, samples)
-        export_model(student, tokenizer, data.bos_id, run_dir / name, place, order)
+        source = _source_folder(config)
+        facts = {
+            "method": config.method.name,
+            "updates": step,
+            "samples": samples,
+            "data": place.data_hash,
+            "began as": {None: "initial values", TEACHER: "the packaged teacher"}.get(source, source),
+            "versions": versions(),
+        }
+        export_model(student, tokenizer, data.bos_id, run_dir / name, place, order, facts)
 
     with ProgressReport(console, config.train.max_steps, config.log.every) as progress:
 

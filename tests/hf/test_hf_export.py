@@ -220,7 +220,7 @@ def test_folders_that_cannot_be_loaded_are_refused_by_name(network, tmp_path):
         load_folder(tmp_path / "nowhere")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_folder(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no model\.safetensors"):
