@@ -22,8 +22,8 @@ ids = model.generate_text(num_samples=4, num_steps=8, seed=0)
 """
 
 TOKENIZER = """
-Its tokenizer is in the folder, too: `AutoTokenizer.from_pretrained("DIR")` where it is of a kind that transformers
-loads, else (`tokenizer.model`) sentencepiece.
+Its tokenizer is in the folder, too: `AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)`, which for a
+`tokenizer.model` needs the packages sentencepiece and protobuf and reads unigram models only.
 """
 
 EVALUATION = """
