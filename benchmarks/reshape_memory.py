@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +94,7 @@ def main() -> None:
     parser.add_argument("--size", default="large")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written, and removed")
     arguments = parser.parse_args()
-    architecture, seven = network(arguments.size), replace(network("7b"))
+    architecture, seven = network(arguments.size), network("7b")
     scratch = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         begun = time.monotonic()
@@ -119,11 +118,11 @@ def main() -> None:
     print(f"written in {written:.0f} s, read under the other layout in {seconds:.0f} s")
     print(f"a rank keeps {kept / gib:.2f} GiB, and beside it needed at most {above / gib:.2f} GiB")
     print(f"which is {above / largest:.1f} times the largest tensor, {largest / gib:.2f} GiB")
-    its = largest_tensor(seven)
+    its, state = largest_tensor(seven) / gib, 16 * seven.num_parameters() / gib
     print(
-        f"7b: {seven.num_parameters() / 1e9:.2f} G parameters, {16 * seven.num_parameters() / gib:.0f} GiB of state; the "
-        f"largest tensor has {its / gib:.2f} GiB, so a rank needs about {above / largest * its / gib:.1f} GiB beside its own "
-        f"{16 * seven.num_parameters() / TP / DP / gib:.1f} GiB on {TP * DP} ranks"
+        f"7b: {seven.num_parameters() / 1e9:.2f} G parameters, {state:.0f} GiB of state; the largest tensor has "
+        f"{its:.2f} GiB, so a rank needs about {above / largest * its:.1f} GiB beside its own "
+        f"{state / TP / DP:.1f} GiB on {TP * DP} ranks"
     )
 
 

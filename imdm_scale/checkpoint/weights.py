@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.errors import UserError
-from imdm_scale.hf.export import WEIGHTS_FILE
+from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.model.weights import canonical_shapes, initial_weight
 
 Source = Callable[[str], Tensor]
@@ -24,7 +23,7 @@ def fresh_weights(architecture: Architecture, seed: int) -> Source:
 
 
 def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Source:
-    """The weights of an exported model, read when asked for.
+    """The weights of an exported model, in one file or several, read when asked for.
 
     A mask embedding that the file lacks gets its initial value, with which the network computes what it
     computed before: so a plain masked diffusion model becomes an infinite mask one.
@@ -32,28 +31,18 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
     Raises:
         UserError: the file cannot be read, or its tensors do not fit the architecture.
     """
-    path = folder / WEIGHTS_FILE
     shapes = canonical_shapes(architecture)
     fresh = fresh_weights(architecture, seed)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); export the model again.") from None
+    files = open_weights(folder)
+    found = files.shapes
     for name, shape in shapes.items():
         if name not in found and name.startswith("mask_embedding."):
             continue
         if found.get(name) != shape:
             seen = f"has the shape {found[name]}" if name in found else "is missing"
             raise UserError(
-                f"{name} {seen} in {path}, but the configured network needs {shape}; set model.* to the "
-                "folder's config.json or give another folder."
+                f"{name} {seen} in the weights of {folder}, but the configured network needs {shape}; set model.* "
+                "to the folder's config.json or give another folder."
             )
 
-    def whole_tensor(name: str) -> Tensor:
-        if name not in found:
-            return fresh(name)
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    return whole_tensor
+    return lambda name: files.tensor(name) if name in found else fresh(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imdm_scale.config.architecture import SIZES, architecture_of
 from imdm_scale.config.layout import RoleLayout, run_layout
+from imdm_scale.config.model_folder import missing_files
 from imdm_scale.config.nearest import either, near_files, nearest_numbers
 from imdm_scale.config.ranges import check_ranges
 from imdm_scale.config.tree import Config
@@ -210,11 +211,11 @@ def _check_paths(config: Config) -> None:
         if not path.exists():
             raise UserError(f"{key} is {given}, which does not exist; {near_files(path)}")
         if key in ("teacher.path", "train.init_from"):
-            missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
+            missing = missing_files(path)
             if missing:
                 raise UserError(
                     f"{key} is {given}, which holds no {' and no '.join(missing)}; name a folder that "
-                    "holds a model's config.json and model.safetensors."
+                    "holds a model's config.json and its weights, model.safetensors or several files with an index."
                 )
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError(

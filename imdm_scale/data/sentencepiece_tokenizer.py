@@ -82,10 +82,28 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode(ids)
 
     def _files(self) -> Mapping[str, bytes]:
-        names = {"bos_token": self._bos, "eos_token": self._eos}
-        other = {key: name for key, name in names.items() if name is not None}
-        config = {CONFIG_FILE: (json.dumps(other, indent=2) + "\n").encode()} if other else {}
-        return {**config, FILE_NAME: self._model}
+        """The model, and what transformers needs to know of it, which without it would read the pieces wrongly."""
+        tokens = {"bos_token": self.token(self.bos_id), "eos_token": self.token(self.eos_id)}
+        config: dict[str, object] = {**tokens}
+        if self._is_unigram():
+            own_mask = self.mask_id < self._processor.vocab_size()
+            config = {
+                "tokenizer_class": "T5Tokenizer",
+                "extra_ids": 0,
+                **tokens,
+                "unk_token": self.token(self._processor.unk_id()),
+                "pad_token": tokens["eos_token"],  # or transformers would add one
+                "mask_token": self._processor.id_to_piece(self.mask_id) if own_mask else MASK_TOKEN,
+            }
+        return {CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(), FILE_NAME: self._model}
+
+    def _is_unigram(self) -> bool:
+        """Whether the model is of the kind that T5's tokenizer computes; only that kind ranks segmentations."""
+        try:
+            self._processor.nbest_encode_as_ids("a", 1)
+        except RuntimeError:
+            return False
+        return True
 
 
 def load_sentencepiece(path: Path, setting: str, bos: str | None, eos: str | None) -> SentencePieceTokenizer:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
 from imdm_scale.checkpoint.weights import folder_weights
@@ -17,7 +16,8 @@ from imdm_scale.config.layout import RoleLayout, RunLayout
 from imdm_scale.distill.build import DTYPES, build_teacher
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.exported import ExportedModel
-from imdm_scale.hf.export import RANKS, WEIGHTS_FILE
+from imdm_scale.hf.export import RANKS
+from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.parallel.engine import Teacher
 from imdm_scale.parallel.layout import build_groups
 
@@ -87,7 +87,5 @@ def load_network(model: ExportedModel, sharing: Sharing, dtype: str) -> tuple[Te
 
 
 def _ranks(model: ExportedModel) -> Tensor | None:
-    with safe_open(model.folder / WEIGHTS_FILE, framework="pt") as file:
-        if RANKS not in file.keys():  # noqa: SIM118 (the file is no dictionary)
-            return None
-        return file.get_tensor(RANKS).to(torch.int64)
+    files = open_weights(model.folder)
+    return files.tensor(RANKS).to(torch.int64) if RANKS in files.shapes else None

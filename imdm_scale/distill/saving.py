@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imdm_scale.assets import TEACHER as TEACHER_FOLDER
 from imdm_scale.checkpoint.background import CheckpointWriter, Retention
 from imdm_scale.checkpoint.description import write_description
+from imdm_scale.checkpoint.facts import run_facts
 from imdm_scale.checkpoint.manifest import Manifest
 from imdm_scale.checkpoint.save import export_model
-from imdm_scale.checkpoint.verify import FOLDER, record_of
+from imdm_scale.checkpoint.verify import FOLDER
 from imdm_scale.config.layout import RoleLayout, RunLayout
 from imdm_scale.config.tree import Config
 from imdm_scale.data.durable import partial_path
@@ -28,7 +30,7 @@ from imdm_scale.distill.rounds import Round
 from imdm_scale.distill.student_state import KINDS, counters, snapshot
 from imdm_scale.distill.training_data import TrainingData
 from imdm_scale.evaluate.provenance import provenance
-from imdm_scale.hf.export import WEIGHTS_FILE
+from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.parallel.engine import Student
 
 STUDENT, TEACHERS = "student", "teachers"
@@ -65,6 +67,9 @@ class RunSaver:
         self.teacher_folder: Path | None = None
         """Exported weights of the past student that is the teacher, where it is one."""
         self.made_by = provenance(argv, student.groups.everyone.size(), student.device.type)
+        self.began_as = {None: "initial values", TEACHER_FOLDER: "the packaged teacher"}.get(
+            source_folder, str(source_folder)
+        )
         self._source_record: dict[str, Any] | None = None
         self.writer = CheckpointWriter(
             run_dir / FOLDER,
@@ -98,16 +103,19 @@ class RunSaver:
     def export_teacher(self, round_: Round, step: int) -> None:
         """Write the student's present weights, which have just become the round's teacher."""
         self.teacher_folder = self._teacher_folder(round_)
-        self._export(self.teacher_folder, step)
+        self._export(self.teacher_folder, step, "as trained")
 
     def export_student(self, step: int) -> None:
         """Write the averaged student."""
         with self.ema.in_student():
-            self._export(self.run_dir / STUDENT, step)
+            self._export(self.run_dir / STUDENT, step, "moving averages")
 
-    def _export(self, folder: Path, step: int) -> None:
+    def _export(self, folder: Path, step: int, weights: str) -> None:
         place = self.place(step)
-        export_model(self.student, self.tokenizer, self.data.bos_id, folder, place, self.order)
+        facts = run_facts(
+            self.config.method.name, step, dataclasses.asdict(place), self.began_as, weights, self.made_by
+        )
+        export_model(self.student, self.tokenizer, self.data.bos_id, folder, place, self.order, facts)
 
     def save(self, progress: Progress) -> None:
         """Begin to write a checkpoint. Collective over the student's ranks."""
@@ -186,7 +194,7 @@ def train_and_save(
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of an exported model's weights."""
-    return record_of(folder / WEIGHTS_FILE).sha256
+    return open_weights(folder).sha256()
 
 
 def layout_record(layout: RoleLayout) -> dict[str, Any]:

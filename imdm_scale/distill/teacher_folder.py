@@ -7,10 +7,11 @@ from pathlib import Path
 
 from imdm_scale.assets import TEACHER
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.model_folder import CONFIG_FILE
 from imdm_scale.data.tokenizer import Tokenizer, holds_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
-from imdm_scale.hf.export import CONFIG_FILE, architecture_from_config
+from imdm_scale.hf.export import architecture_from_config
 
 FREE_TO_DIFFER = (
     "length",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.model_folder import CONFIG_FILE, missing_files
 from imdm_scale.data.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
-from imdm_scale.hf.export import CONFIG_FILE, WEIGHTS_FILE, architecture_from_config
+from imdm_scale.hf.export import architecture_from_config
+from imdm_scale.hf.weight_files import open_weights
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ExportedModel:
     bos_id: int | None
     """Id that begins every text; None where texts have none such."""
     weights_sha256: str
+    """Over all files of weights."""
 
 
 def describe(folder: Path) -> ExportedModel:
@@ -31,19 +33,20 @@ def describe(folder: Path) -> ExportedModel:
     Raises:
         UserError: it is none, cannot be read, or its tokenizer is missing.
     """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"--model {folder} is not an exported model: it has no {name}; give the folder that holds it."
-            )
+    if missing := missing_files(folder):
+        raise UserError(
+            f"--model {folder} is not an exported model: it has no {missing[0]}; give the folder that holds it."
+        )
     try:
         config = ImdmConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_FILE} cannot be read ({error}); export the model again.") from None
-    with (folder / WEIGHTS_FILE).open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return ExportedModel(
-        folder, architecture_from_config(config), tokenizer_of(folder, config), config.bos_token_id, sha256
+        folder,
+        architecture_from_config(config),
+        tokenizer_of(folder, config),
+        config.bos_token_id,
+        open_weights(folder).sha256(),
     )
 
 

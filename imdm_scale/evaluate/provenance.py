@@ -27,11 +27,16 @@ def provenance(argv: Sequence[str], num_processes: int, device: str) -> dict[str
     return {
         "command": shlex.join([*launcher, *words]),
         "commit": commit(Path(__file__).parent),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "processes": num_processes,
         "device": device,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Python's version and that of each package that decides about figures; None where one is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def commit(folder: Path) -> str | None:

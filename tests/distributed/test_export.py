@@ -13,7 +13,7 @@ from imdm_scale.checkpoint.save import export_model
 from imdm_scale.config.tree import Config
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.diffusion.vocabulary_order import TokenOrder
-from imdm_scale.hf.export import load_folder
+from imdm_scale.hf.export import load_folder, save_folder
 from tests.distributed.cases import build, exported
 from tests.distributed.layouts import Case, disaggregated, student, teacher
 from tests.distributed.pool import RankPool
@@ -58,3 +58,7 @@ def test_weights_and_export(pool: RankPool, tmp_path: Path, case: Case) -> None:
     for weights in [*whole, to_numpy(weights_of(load_folder(folder)))]:
         assert weights.keys() == given.keys()
         assert all(np.array_equal(weights[name], given[name]) for name in given)
+    plain = plain_network(small_architecture(case.config))
+    written = save_folder(plain, load_folder(folder).config, tmp_path / "plain")
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (written / name).read_bytes()

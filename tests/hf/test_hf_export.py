@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from imdm_scale.checkpoint.weights import folder_weights
+from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import load_folder, save_folder, travelling_code
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
@@ -22,16 +23,17 @@ from tests.tiny import tiny
 ALONE = """
 import json, sys
 
-class NoImdmScale:
+class NotInstalled:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "imdm_scale":
-            raise ImportError("imdm_scale is not installed here")
+        if name.split(".")[0] in ("imdm_scale", "deepspeed", "megatron"):
+            raise ImportError(f"{name} is not installed here")
 
-sys.meta_path.insert(0, NoImdmScale())
+sys.meta_path.insert(0, NotInstalled())
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 folder = sys.argv[1]
+ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("the sea", add_special_tokens=False).input_ids
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 model, report = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 given = torch.load(sys.argv[2], weights_only=True)
@@ -41,6 +43,7 @@ text = model.generate_text(2, num_steps=3, seed=7, prefix_ids=[4, 5])
 torch.save({"logits": logits, "text": text}, sys.argv[3])
 print(json.dumps({
     "fingerprint": config.tokenizer_fingerprint,
+    "ids": ids,
     "problems": sorted(name for names in report.values() for name in names),
     "modules": sorted(name for name in sys.modules if name.startswith("imdm_scale")),
 }))
@@ -57,7 +60,16 @@ def test_auto_classes_load_a_folder_where_the_package_is_not_installed(network, 
         vocabulary_order="frequency",
     )
     model.vocabulary_rank.copy_(torch.randperm(31, generator=torch.Generator().manual_seed(0)))
-    folder = save_folder(model, model.config, tmp_path / "runs" / "a.model")
+    tokenizer = load_tokenizer(None)
+    tokenizer.save(tmp_path / "tokenizer")
+    folder = save_folder(
+        model,
+        model.config,
+        tmp_path / "runs" / "a.model",
+        (tmp_path / "tokenizer").iterdir(),
+        max_shard_size=20_000,
+    )
+    assert (folder / "model.safetensors.index.json").exists()
     noise = torch.randn(3, 12, 6)
     torch.save({"ids": ids_BL, "noise": noise}, tmp_path / "given.pt")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -74,7 +86,12 @@ def test_auto_classes_load_a_folder_where_the_package_is_not_installed(network, 
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"fingerprint": "f00d", "problems": [], "modules": []}
+    assert json.loads(done.stdout) == {
+        "fingerprint": "f00d",
+        "ids": tokenizer.encode("the sea"),
+        "problems": [],
+        "modules": [],
+    }
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     with torch.no_grad():
         torch.testing.assert_close(out["logits"], model(ids_BL, mask_noise=noise).logits, rtol=0, atol=1e-6)
@@ -220,7 +237,7 @@ def test_folders_that_cannot_be_loaded_are_refused_by_name(network, tmp_path):
         load_folder(tmp_path / "nowhere")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_folder(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no model\.safetensors"):

@@ -85,11 +85,11 @@ def test_mask_embedding_and_qk_norm_of_an_imdm_are_taken(oracle):
 def test_heads_may_be_given_where_the_rotary_buffer_is_missing(oracle):
     bare = {name: tensor for name, tensor in oracle["state_dict"].items() if "inv_freq" not in name}
     assert fold_mdlm(bare, num_heads=4)[0].num_heads == 4
-    with pytest.raises(UserError, match="set num_heads"):
+    with pytest.raises(UserError, match="give --num-heads"):
         fold_mdlm(bare)
-    with pytest.raises(UserError, match="num_heads is 5"):
+    with pytest.raises(UserError, match="--num-heads is 5"):
         fold_mdlm(bare, num_heads=5)
-    with pytest.raises(UserError, match="num_heads is 8"):
+    with pytest.raises(UserError, match="--num-heads is 8"):
         fold_mdlm(oracle["state_dict"], num_heads=8)
 
 

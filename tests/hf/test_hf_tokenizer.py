@@ -65,10 +65,12 @@ def sample_tool():
     return module
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+@pytest.mark.parametrize("kind", ["packaged", "gpt2", "bert"])
 def test_transformers_loads_the_tokenizer_of_an_export(export, tokenizers, kind):
     folder = export(tokenizers[kind])
     theirs, config = AutoTokenizer.from_pretrained(folder), load_folder(folder).config
+    text = "The sea was calm, and what of the night?"
+    assert theirs(text, add_special_tokens=False).input_ids == tokenizers[kind].encode(text)
     assert theirs.mask_token_id == config.mask_token_id
     assert (theirs.bos_token_id, theirs.eos_token_id) == (config.bos_token_id, config.eos_token_id)
     assert load_tokenizer(folder).fingerprint == config.tokenizer_fingerprint

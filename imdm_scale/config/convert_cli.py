@@ -1,0 +1,152 @@
+"""The arguments of tools/convert.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from imdm_scale.config.arguments import Parser, positive, unknown_word, whole
+from imdm_scale.errors import UserError
+
+PROGRAM = "python tools/convert.py"
+MAX_SHARD_SIZE = "5GB"
+
+FROM_REFERENCE_EXAMPLES = """\
+examples:
+  # a checkpoint of MDLM's trainer: the averaged weights, which its authors evaluate
+  python tools/convert.py from-reference --checkpoint mdlm.ckpt --ema --tokenizer gpt2 --out models/mdlm
+
+  # a folder of the hub, downloaded beforehand
+  python tools/convert.py from-reference --checkpoint mdlm-owt --tokenizer gpt2 --dtype bf16 --out models/mdlm
+
+The folder is a teacher (teacher.path=models/mdlm) and loads with transformers. Nothing in a file is executed."""
+
+TO_REFERENCE_EXAMPLES = """\
+example:
+  python tools/convert.py to-reference --model runs/owt/student --out student.pt
+
+The state dict loads into the reference's training module, module.load_state_dict(torch.load("student.pt")), with strict
+loading, or without the prefix `backbone.` into its DIT."""
+
+PUSH_EXAMPLES = """\
+example:
+  hf auth login
+  python tools/convert.py push --model runs/owt/student --repo me/imdm-owt --private"""
+
+
+def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """`command` (from-reference, to-reference or push) and that command's own arguments.
+
+    Args:
+        argv: the words after the program's name.
+
+    Raises:
+        UserError: no command, or a flag is missing, unknown or has a bad value.
+        SystemExit: after `--help`.
+    """
+    parser = Parser(prog=PROGRAM, description="Converts models between formats; checks each by its logits.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers: dict[str, argparse.ArgumentParser] = {}
+
+    def command(
+        name: str, usage: str, short: str, examples: str, add: Callable[[argparse.ArgumentParser], None]
+    ) -> None:
+        parsers[name] = commands.add_parser(
+            name,
+            usage=f"{PROGRAM} {name} {usage}",
+            help=short,
+            description=f"{short[0].upper()}{short[1:]}.",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add(parsers[name])
+
+    command(
+        "from-reference",
+        "--checkpoint PATH --out DIR [...]",
+        "a checkpoint of MDLM, SDTT or IMDM as an exported model",
+        FROM_REFERENCE_EXAMPLES,
+        _add_from_reference,
+    )
+    command(
+        "to-reference",
+        "--model DIR --out FILE [--no-check]",
+        "an exported model as a state dict of the reference networks",
+        TO_REFERENCE_EXAMPLES,
+        _add_to_reference,
+    )
+    command(
+        "push",
+        "--model DIR --repo OWNER/NAME [...]",
+        "upload an exported model to the Hugging Face hub",
+        PUSH_EXAMPLES,
+        _add_push,
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
+    return arguments
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """Adds how an exported folder is written: `--dtype` and `--max-shard-size`."""
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="type of the stored weights (default: as in the source)"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default=MAX_SHARD_SIZE,
+        metavar="SIZE",
+        help=f"bytes of a file of weights, such as 200MB; more are dealt to several (default: {MAX_SHARD_SIZE})",
+    )
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """Adds `--no-check`."""
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare the logits of source and result"
+    )
+
+
+def _add_from_reference(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="Lightning .ckpt, state dict (.pt, .pth, .bin, .safetensors), or a folder of the hub",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the exported model")
+    add("--ema", action="store_true", help="take the averaged weights of a Lightning checkpoint")
+    add("--num-heads", type=whole(1), metavar="N", help="(default: as the rotary buffer says)")
+    add("--softcap", type=positive, metavar="C", help="bound of attention scores (default: as the file says)")
+    add("--length", type=whole(2), metavar="L", help="tokens of a block (default: as the file says, or 1024)")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="which is written beside the model and names the mask: a folder, a file, or a name on the hub "
+        "(default: the checkpoint folder's own, or none)",
+    )
+    add_writing(parser)
+    add_check(parser)
+
+
+def _add_to_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="folder of an exported model"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="a .pt, .pth, .bin or .safetensors file"
+    )
+    add_check(parser)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="folder of an exported model")
+    add("--repo", required=True, metavar="OWNER/NAME", help="repository, which is made if need be")
+    add("--private", action="store_true", help="make it a private one")
+    add("--revision", metavar="BRANCH", help="branch, which is made if need be (default: the main one)")

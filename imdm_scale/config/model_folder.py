@@ -1,0 +1,18 @@
+"""The files of an exported model, by name, as transformers knows them. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+"""Which tensor is in which file, where the weights are more than one."""
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of the files that `folder` lacks to be a model: config.json, and weights in one file or in several."""
+    missing = [] if (folder / CONFIG_FILE).is_file() else [CONFIG_FILE]
+    if not any((folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+        missing.append(WEIGHTS_FILE)
+    return missing
