@@ -32,8 +32,7 @@ LLAMA = tiny(
     rope_base=5e5,
 )
 GATED_WITH_BIAS = tiny(num_layers=4, mlp="swiglu", mlp_size=40)
-ARCHITECTURES = [ARCHITECTURE, LLAMA, GATED_WITH_BIAS]
-IDS = ["mdlm", "llama", "gated_with_bias"]
+NETWORKS = {"mdlm": ARCHITECTURE, "llama": LLAMA, "gated_with_bias": GATED_WITH_BIAS}
 
 Cut = dict[str, Any]
 CUTS: dict[int, list[Cut]] = {
@@ -75,9 +74,12 @@ def compare_with_one_rank(architecture: Architecture, cuts: list[Cut]) -> list[d
     return results
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=IDS)
-@pytest.mark.parametrize("world_size", CUTS)
-def test_logits_and_gradients(pool: RankPool, world_size: int, architecture: Architecture) -> None:
+@pytest.mark.parametrize(
+    ("network", "world_size"),
+    [("mdlm", 2), ("mdlm", 4), ("llama", 2), ("llama", 4), ("gated_with_bias", 2)],
+)
+def test_logits_and_gradients(pool: RankPool, network: str, world_size: int) -> None:
+    architecture = NETWORKS[network]
     ranks = pool.run(compare_with_one_rank, world_size, architecture=architecture, cuts=CUTS[world_size])
     for cut, *deviations in zip(CUTS[world_size], *ranks, strict=True):
         for deviation in deviations:
@@ -115,6 +117,6 @@ def trunk_and_head(architecture: Architecture) -> list[bool]:
     return equal
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=IDS)
-def test_a_trunk_and_a_frozen_head_are_the_network(pool: RankPool, architecture: Architecture) -> None:
-    assert pool.run(trunk_and_head, world_size=2, architecture=architecture) == [[True] * 3] * 2
+@pytest.mark.parametrize("network", ["mdlm", "llama"])
+def test_a_trunk_and_a_frozen_head_are_the_network(pool: RankPool, network: str) -> None:
+    assert pool.run(trunk_and_head, world_size=2, architecture=NETWORKS[network]) == [[True] * 3] * 2
