@@ -104,7 +104,8 @@ def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int
 
 
 def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all whole tensors of a network, in file order."""
+    """Names and shapes of all whole tensors of a network, in file order, which is that of the plain model's
+    state dict."""
     h, f, v, d = (
         architecture.hidden_size,
         architecture.mlp_size,
@@ -122,11 +123,11 @@ def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes["mask_embedding.dense_fourier.weight"] = (f, architecture.num_noise_features)
     for i in range(architecture.num_layers):
         block: dict[str, tuple[int, ...]] = {"norm1.weight": (h,), "norm1.bias": (h,)}
-        block["attention.qkv.weight"] = (3 * h, h)
+        block |= {"attention.qkv.weight": (3 * h, h), "attention.out.weight": (h, h)}
         if architecture.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 block[f"attention.{norm}.weight"] = block[f"attention.{norm}.bias"] = (architecture.head_dim,)
-        block |= {"attention.out.weight": (h, h), "norm2.weight": (h,), "norm2.bias": (h,)}
+        block |= {"norm2.weight": (h,), "norm2.bias": (h,)}
         block |= {"mlp.dense_in.weight": (f, h), "mlp.dense_in.bias": (f,)}
         block |= {"mlp.dense_out.weight": (h, f), "mlp.dense_out.bias": (h,)}
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
