@@ -45,10 +45,12 @@ def check_expressible(architecture: Architecture, vocabulary_order: str) -> None
         UserError: the first setting that it does not have.
     """
     for setting in fields(Architecture):
-        value = getattr(architecture, setting.name)
-        if setting.name not in EXPRESSIBLE and value != setting.default:
+        value, theirs = getattr(architecture, setting.name), setting.default
+        if setting.name == "mlp_size":
+            theirs = 4 * architecture.hidden_size
+        if setting.name not in EXPRESSIBLE and value != theirs:
             raise UserError(
-                f"{setting.name} is {value!r} in this model, but the reference networks only have {setting.default!r}; "
+                f"{setting.name} is {value!r} in this model, but the reference networks only have {theirs!r}; "
                 "this model cannot be written for them."
             )
     if vocabulary_order != "identity":

@@ -108,7 +108,8 @@ def stage_of(name: str, architecture: Architecture, pp: int, virtual_stages: int
 
 
 def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all whole tensors of a network, in file order."""
+    """Names and shapes of all whole tensors of a network, in file order, which is that of the plain model's
+    state dict."""
     h, v, d = architecture.hidden_size, architecture.vocab_size, architecture.noise_dim
     f, g = architecture.mlp_size, architecture.mask_embedding_size
 
@@ -130,11 +131,11 @@ def canonical_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if architecture.noise_fourier:
         shapes["mask_embedding.dense_fourier.weight"] = (g, architecture.num_noise_features)
     for i in range(architecture.num_layers):
-        block = norm("norm1", h) | {"attention.qkv.weight": (3 * h, h)}
+        block = norm("norm1", h) | {"attention.qkv.weight": (3 * h, h), "attention.out.weight": (h, h)}
         if architecture.qk_norm:
             block |= norm("attention.q_norm", architecture.head_dim)
             block |= norm("attention.k_norm", architecture.head_dim)
-        block |= {"attention.out.weight": (h, h)} | norm("norm2", h)
+        block |= norm("norm2", h)
         block |= linear("mlp.dense_in", architecture.mlp_inputs, h) | linear("mlp.dense_out", h, f)
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
     return shapes | norm("final_norm", h) | linear("head", v, h)
