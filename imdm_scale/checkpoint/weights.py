@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from imdm_scale.checkpoint.stored_model import open_model
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.errors import UserError
-from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.model.weights import canonical_shapes, initial_weight
 
 Source = Callable[[str], Tensor]
@@ -23,7 +23,7 @@ def fresh_weights(architecture: Architecture, seed: int) -> Source:
 
 
 def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Source:
-    """The weights of an exported model, in one file or several, read when asked for.
+    """The weights of an exported model or of a checkpoint, read when asked for.
 
     A mask embedding that the file lacks gets its initial value, with which the network computes what it
     computed before: so a plain masked diffusion model becomes an infinite mask one.
@@ -33,8 +33,8 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
     """
     shapes = canonical_shapes(architecture)
     fresh = fresh_weights(architecture, seed)
-    files = open_weights(folder)
-    found = files.shapes
+    model = open_model(folder)
+    found = model.shapes
     for name, shape in shapes.items():
         if name not in found and name.startswith("mask_embedding."):
             continue
@@ -45,4 +45,4 @@ def folder_weights(folder: Path, architecture: Architecture, seed: int) -> Sourc
                 "to the folder's config.json or give another folder."
             )
 
-    return lambda name: files.tensor(name) if name in found else fresh(name)
+    return lambda name: model.tensor(name) if name in found else fresh(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imdm_scale.config.architecture import SIZES, architecture_of
 from imdm_scale.config.layout import RoleLayout, run_layout
-from imdm_scale.config.model_folder import missing_files
+from imdm_scale.config.model_folder import is_hub_name, may_hold_model, missing_files
 from imdm_scale.config.nearest import either, near_files, nearest_numbers
 from imdm_scale.config.ranges import check_ranges
 from imdm_scale.config.tree import Config
@@ -207,16 +207,15 @@ def _check_paths(config: Config) -> None:
         given = attrgetter(key)(config)
         if given is None:
             continue
-        path = Path(given)
-        if not path.exists():
+        path, is_model = Path(given), key in ("teacher.path", "train.init_from")
+        if not path.exists() and not (is_model and is_hub_name(given)):
             raise UserError(f"{key} is {given}, which does not exist; {near_files(path)}")
-        if key in ("teacher.path", "train.init_from"):
-            missing = missing_files(path)
-            if missing:
-                raise UserError(
-                    f"{key} is {given}, which holds no {' and no '.join(missing)}; name a folder that "
-                    "holds a model's config.json and its weights, model.safetensors or several files with an index."
-                )
+        if is_model and path.exists() and not may_hold_model(path):
+            raise UserError(
+                f"{key} is {given}, which holds no {' and no '.join(missing_files(path))}; name a folder that "
+                "holds a model's config.json and its weights, model.safetensors or several files with an index; or a "
+                "run's folder or a checkpoint; or a model on the hub."
+            )
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError(
             f"run_dir is {config.run_dir}, which is a file; name a folder, which is made if need be."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 CONFIG_FILE = "config.json"
@@ -16,3 +17,14 @@ def missing_files(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
         missing.append(WEIGHTS_FILE)
     return missing
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be one on the Hugging Face hub, OWNER/NAME, and is no misspelt local path."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()
+
+
+def may_hold_model(folder: Path) -> bool:
+    """Whether a folder holds a model: an exported one, a checkpoint, or a run with either."""
+    is_run = (folder / "checkpoints").is_dir() or not missing_files(folder / "student")
+    return not missing_files(folder) or is_run or (folder / "manifest.json").is_file()

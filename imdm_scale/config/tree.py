@@ -147,7 +147,8 @@ class TeacherConfig:
     """The network that im_sdtt starts from."""
 
     path: str | None = None
-    """Folder with config.json and model.safetensors; null takes the packaged tiny teacher."""
+    """An exported model's folder, a run's (its newest checkpoint), a checkpoint or a name on the hub; null takes the
+    packaged tiny teacher."""
     placement: Literal["colocated", "disaggregated"] = "colocated"
     """colocated runs teacher and student on the same ranks; disaggregated gives each ranks of its own."""
     ranks: int | list[int] | None = None
@@ -229,7 +230,7 @@ class TrainConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none; the attention's core (selective); whole layers (full)."""
     init_from: str | None = None
-    """Folder with config.json and model.safetensors from which pretrain or im_redi starts; null starts afresh."""
+    """Model from which pretrain or im_redi starts, named as in teacher.path; null starts afresh."""
 
 
 @dataclass

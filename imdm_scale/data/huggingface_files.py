@@ -8,7 +8,7 @@ that hold a vocabulary alone. So only the names of special tokens come from else
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ def load_huggingface(folder: Path, setting: str, bos: str | None, eos: str | Non
         ) from None
 
 
-def download(name: str, setting: str) -> Path:
-    """The folder with the tokenizer's files of a name on the hub, kept in the hub's cache.
+def download(name: str, setting: str, patterns: Sequence[str] = HUB_FILES) -> Path:
+    """The folder with the files of a name on the hub, by default the tokenizer's, kept in the hub's cache.
 
     Raises:
         UserError: there is no such name, or the hub cannot be reached.
@@ -106,7 +106,7 @@ def download(name: str, setting: str) -> Path:
             is_reached, reason = True, ""
         except Exception as error:  # of the network, of the hub or of the name
             is_reached, reason = False, _first_line(error)
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=not is_reached))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not is_reached))
     except Exception as error:
         raise UserError(
             f"{setting} is {name}, which is no local path, and the Hugging Face hub does not give it "

@@ -15,10 +15,12 @@ import yaml
 from rich.console import Console
 
 from imdm_scale.assets import TEACHER
+from imdm_scale.checkpoint.stored_model import STUDENT, locate_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
 from imdm_scale.config.architecture import Architecture, architecture_of
 from imdm_scale.config.layout import run_layout
 from imdm_scale.config.layout_table import layout_table
+from imdm_scale.config.model_folder import is_hub_name
 from imdm_scale.config.tree import Config
 from imdm_scale.data.durable import write_whole
 from imdm_scale.distill.build import Parts, build_parts
@@ -36,7 +38,7 @@ from imdm_scale.distill.resume import (
     find_resumed,
     set_newer_aside,
 )
-from imdm_scale.distill.saving import STUDENT, RunSaver, train_and_save, weights_hash
+from imdm_scale.distill.saving import RunSaver, train_and_save, weights_hash
 from imdm_scale.distill.states import CorruptedData, StateSource
 from imdm_scale.distill.stored_pairs import StoredPairs
 from imdm_scale.distill.student_state import restore
@@ -68,7 +70,7 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device, argv: l
     found = find_data(config, main_rank)
     tokenizer = found.tokenizer
     architecture = architecture_of(config, tokenizer.vocab_size, tokenizer.mask_id)
-    source_folder = _source_folder(config)
+    source_folder = _source_folder(config, main_rank)
     if source_folder is not None:
         check_teacher_folder(source_folder, architecture, tokenizer)
     changed = [] if resumed is None else check_resumed(resumed, config, architecture)
@@ -219,15 +221,15 @@ def _states(config: Config, architecture: Architecture, data: TrainingData) -> S
     return CorruptedData(architecture, coupled=config.method.name == "coupled")
 
 
-def _path(setting: str | None) -> Path | None:
-    return None if setting is None else Path(setting)
-
-
-def _source_folder(config: Config) -> Path | None:
+def _source_folder(config: Config, main_rank: int) -> Path | None:
     """Where the first weights come from: the teacher's folder, or what a run without a teacher starts from."""
-    if not config.method.has_teacher:
-        return _path(config.train.init_from)
-    return _path(config.teacher.path) or TEACHER
+    setting = "teacher.path" if config.method.has_teacher else "train.init_from"
+    name = config.teacher.path if config.method.has_teacher else config.train.init_from
+    if name is None:
+        return TEACHER if config.method.has_teacher else None
+    if is_hub_name(name):
+        return locate_model(name, setting)  # into the cache of every node
+    return told_by(main_rank, lambda: locate_model(name, setting))
 
 
 def _prepare_run_dir(

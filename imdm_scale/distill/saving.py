@@ -15,6 +15,7 @@ from imdm_scale.checkpoint.description import write_description
 from imdm_scale.checkpoint.facts import run_facts
 from imdm_scale.checkpoint.manifest import Manifest
 from imdm_scale.checkpoint.save import export_model
+from imdm_scale.checkpoint.stored_model import STUDENT, open_model
 from imdm_scale.checkpoint.verify import FOLDER
 from imdm_scale.config.layout import RoleLayout, RunLayout
 from imdm_scale.config.tree import Config
@@ -30,11 +31,10 @@ from imdm_scale.distill.rounds import Round
 from imdm_scale.distill.student_state import KINDS, counters, snapshot
 from imdm_scale.distill.training_data import TrainingData
 from imdm_scale.evaluate.provenance import provenance
-from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.parallel.engine import Student
 
-STUDENT, TEACHERS = "student", "teachers"
-"""Of a run's folder: the exported student, and the teachers that it was."""
+TEACHERS = "teachers"
+"""Of a run's folder: the teachers that the student was."""
 TEACHER = "teacher"
 """Of a checkpoint: the folder with a past student's weights, where such is the teacher."""
 
@@ -66,10 +66,11 @@ class RunSaver:
         self.source_folder = source_folder
         self.teacher_folder: Path | None = None
         """Exported weights of the past student that is the teacher, where it is one."""
-        self.made_by = provenance(argv, student.groups.everyone.size(), student.device.type)
         self.began_as = {None: "initial values", TEACHER_FOLDER: "the packaged teacher"}.get(
             source_folder, str(source_folder)
         )
+        self.made_by = provenance(argv, student.groups.everyone.size(), student.device.type)
+        self.made_by["began as"] = self.began_as
         self._source_record: dict[str, Any] | None = None
         self.writer = CheckpointWriter(
             run_dir / FOLDER,
@@ -193,8 +194,8 @@ def train_and_save(
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of an exported model's weights."""
-    return open_weights(folder).sha256()
+    """SHA-256 that tells a model's weights from others'."""
+    return open_model(folder).sha256()
 
 
 def layout_record(layout: RoleLayout) -> dict[str, Any]:

@@ -6,11 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from imdm_scale.assets import TEACHER
+from imdm_scale.checkpoint.stored_model import StoredModel, open_model
 from imdm_scale.config.architecture import Architecture
-from imdm_scale.config.model_folder import CONFIG_FILE
 from imdm_scale.data.tokenizer import Tokenizer, holds_tokenizer
 from imdm_scale.errors import UserError
-from imdm_scale.hf.configuration_imdm import ImdmConfig
 from imdm_scale.hf.export import architecture_from_config
 
 FREE_TO_DIFFER = (
@@ -35,17 +34,13 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
     Raises:
         UserError: vocabulary or shape differ.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} holds no {CONFIG_FILE}; give the folder of an exported model.")
-    try:
-        config = ImdmConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} cannot be read ({error}); export the model again.") from None
+    model = open_model(folder)
+    config = model.config
     if config.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(
             f"the token ids of {folder} (tokenizer {config.tokenizer_fingerprint[:12]}, {config.vocab_size} ids) "
             f"and of this run (tokenizer {tokenizer.fingerprint[:12]}, {tokenizer.vocab_size} ids) mean different "
-            f"words; {_its_tokenizer(folder)}, with data that are text or were prepared by that tokenizer, or "
+            f"words; {_its_tokenizer(model)}, with data that are text or were prepared by that tokenizer, or "
             "choose a teacher of this tokenizer."
         )
     theirs = architecture_from_config(config)
@@ -56,12 +51,13 @@ def check_teacher_folder(folder: Path, architecture: Architecture, tokenizer: To
         seen, wanted = getattr(theirs, field.name), getattr(architecture, field.name)
         if field.name not in free and seen != wanted:
             raise UserError(
-                f"{field.name} is {seen} in {folder / 'config.json'} but {wanted} in this run, and the student "
+                f"{field.name} is {seen} in the config.json of {folder} but {wanted} in this run, and the student "
                 "starts as its teacher's copy; set model.* (or tokenizer.path) to match, or choose another folder."
             )
 
 
-def _its_tokenizer(folder: Path) -> str:
-    if folder == TEACHER:
+def _its_tokenizer(model: StoredModel) -> str:
+    if model.folder == TEACHER:
         return "leave tokenizer.path null"
+    folder = model.tokenizer_folder
     return f"set tokenizer.path={folder}" if holds_tokenizer(folder) else "set tokenizer.path to that model's"

@@ -10,6 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from torch import Tensor
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.diffusion.noise import Purpose, uniform
 from imdm_scale.model.placement import Placement
-from imdm_scale.model.stage import ImdmStage
+
+if TYPE_CHECKING:  # the names of weights are known without Megatron-core
+    from imdm_scale.model.stage import ImdmStage
 
 _LAYER_NAMES = {
     "input_layernorm.weight": ("norm1.weight", None),
