@@ -138,9 +138,7 @@ def _folded(
 def _agreed(flag: str, given: float | None, file: ReferenceFile, *names: str) -> float | None:
     """What the flag or the file's settings say, which must not contradict each other."""
     told = file.setting(*names)
-    if not isinstance(told, int | float):  # an interpolation that only the trainer resolves, or nothing
-        told = None
-    if None not in (given, told) and given != told:
+    if given is not None and told is not None and given != told:
         raise UserError(f"{flag} is {given:g}, but {file.path} was trained with {told:g}; leave {flag} out.")
     return told if given is None else given
 

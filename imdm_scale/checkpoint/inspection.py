@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from imdm_scale.checkpoint.manifest import DamagedCheckpoint, Manifest
@@ -41,8 +40,8 @@ def _table(folder: Path) -> Table:
         table.add_row("method", method)
         table.add_row(
             "progress",
-            f"{progress['network_evaluations']:,} network evaluations, {progress['optimizer_updates']:,} updates of the "
-            f"optimizer, {progress['ema_updates']:,} of the average, {progress['seconds']:.0f} s of training",
+            f"{progress['network_evaluations']:,} network evaluations, {progress['optimizer_updates']:,} updates of "
+            f"the optimizer, {progress['ema_updates']:,} of the average, {progress['seconds']:.0f} s of training",
         )
     if manifest.data is not None:
         table.add_row("data", f"{manifest.data['samples']:,} samples of {manifest.data['data_hash'][:12]}")
@@ -95,7 +94,9 @@ def verify(path: Path, say: Callable[[str], None]) -> None:
             wrong = [str(error)]
         if wrong:
             damaged.append(folder.name)
-        say(f"{folder}: {'; '.join(wrong) or f'whole, {manifest.num_bytes:,} bytes in {len(manifest.files)} files'}")
+        say(
+            f"{folder}: {'; '.join(wrong) or f'whole, {manifest.num_bytes:,} bytes in {len(manifest.files)} files'}"
+        )
     if damaged:
         raise UserError(f"damaged: {', '.join(damaged)}; a run that resumes passes over them.")
 

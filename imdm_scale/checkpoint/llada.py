@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from imdm_scale.checkpoint.llada_config import (
@@ -26,10 +25,12 @@ from imdm_scale.checkpoint.llada_config import (
     llada_of_architecture,
     read_config,
 )
-from imdm_scale.checkpoint.sharded_files import open_tensors, write_tensors
 from imdm_scale.checkpoint.weights import Source
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.errors import UserError
+from imdm_scale.hf.safetensors_writer import TensorEntry
+from imdm_scale.hf.shard_files import MAX_SHARD_SIZE, parse_size, write_shards
+from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.model.weights import canonical_shapes
 
 PREFIX = "model.transformer."
@@ -68,7 +69,8 @@ def read_llada(folder: Path, vocab_size: int | None = None) -> tuple[Architectur
     """
     path = folder / CONFIG_FILE
     architecture = architecture_of_llada(read_config(folder), path)
-    found, tensor = open_tensors(folder)
+    files = open_weights(folder)
+    found, tensor = dict(files.shapes), files.tensor
     expected = canonical_shapes(architecture)
     for name, shape in expected.items():
         theirs = llada_names(name)
@@ -107,7 +109,7 @@ def write_llada(
     *,
     dtype: torch.dtype | None = None,
     like: Path | None = None,
-    largest_file: int = 5 * 10**9,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """Write a network as a LLaDA folder. It is complete or absent: written beside its place, then renamed.
 
@@ -115,10 +117,10 @@ def write_llada(
         folder: where to; must not exist yet, or be empty.
         architecture: the network.
         source: canonical name -> whole tensor; asked for one after the other.
-        dtype: type to store the weights in; None keeps each tensor's.
+        dtype: type to store the weights in; None keeps that of the source.
         like: a LLaDA folder whose tokenizer and code are copied, and whose config.json is kept in what does not
             describe the network; None writes the description and the weights alone.
-        largest_file: bytes above which a file of weights takes no further tensor.
+        max_shard_size: bytes of tensors in a file, see `hf.shard_files.parse_size`.
 
     Raises:
         UserError: LLaDA's network cannot be this one, `folder` holds something, or the disk refuses.
@@ -130,25 +132,29 @@ def write_llada(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; give another folder or move what stands there.")
 
+    entries = [
+        TensorEntry(its_name, stored, (shape[0] // len(llada_names(name)), *shape[1:]))
+        for name, shape in canonical_shapes(architecture).items()
+        for its_name in llada_names(name)
+    ]
+
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name in canonical_shapes(architecture):
-            whole = source(name)
             theirs = llada_names(name)
-            parts = (whole if dtype is None else whole.to(dtype)).chunk(len(theirs))
-            yield from zip(theirs, parts, strict=True)
+            yield from zip(theirs, source(name).chunk(len(theirs)), strict=True)
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             fresh = Path(scratch) / "new"
             fresh.mkdir()
-            write_tensors(fresh, tensors(), largest_file)
+            write_shards(fresh, tensors(), entries, parse_size(max_shard_size))
             (fresh / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
             for path in () if like is None else sorted(like.iterdir()):
                 if path.is_file() and _is_kept(path.name):
                     shutil.copyfile(path, fresh / path.name)
             fresh.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(
             f"The model could not be written to {folder} ({error}); free space or correct the permissions, and export "
             "again."

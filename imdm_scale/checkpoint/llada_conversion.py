@@ -17,14 +17,27 @@ from imdm_scale.checkpoint.to_hf import DTYPES
 from imdm_scale.data.tokenizer import holds_tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.provenance import versions
-from imdm_scale.hf.export import architecture_from_config, config_from_architecture, export_source, load_folder
+from imdm_scale.hf.export import (
+    architecture_from_config,
+    config_from_architecture,
+    export_source,
+    load_folder,
+)
+from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 
 
 def from_llada(
-    folder: Path, out: Path, dtype: str | None, max_shard_size: int | str, check: bool, say: Callable[[str], None]
+    folder: Path,
+    out: Path,
+    dtype: str | None,
+    max_shard_size: int | str,
+    check: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Write the exported model `out` from LLaDA's folder. Of its embedding the tokenizer's ids are kept, where there is a
-    tokenizer: the rows beyond them only round up the size.
+    """Write the exported model `out` from LLaDA's folder.
+
+    Of its embedding the tokenizer's ids are kept, where there is a tokenizer: the rows beyond them only round up the
+    size.
 
     Args:
         dtype: fp32 or bf16; None keeps the source's.
@@ -61,7 +74,13 @@ def from_llada(
 
 
 def to_llada(
-    model: str, out: Path, dtype: str | None, like: Path | None, check: bool, say: Callable[[str], None]
+    model: str,
+    out: Path,
+    dtype: str | None,
+    max_shard_size: int | str,
+    like: Path | None,
+    check: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Write LLaDA's folder `out` from an exported model or a checkpoint.
 
@@ -74,12 +93,10 @@ def to_llada(
     stored = open_model(locate_model(model, "--model"))
     architecture = architecture_from_config(stored.config)
     chosen = DTYPES[dtype] if dtype else None
-    write_llada(out, architecture, stored.tensor, dtype=chosen, like=like)
+    write_llada(out, architecture, stored.tensor, dtype=chosen, max_shard_size=max_shard_size, like=like)
     kept = chosen or stored.tensor("final_norm.weight").dtype
     say(f"{model}: written to {out} as {_name(kept)}")
     if check:
-        from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
-
         source = ImdmForMaskedLM(stored.config)
         tensors: dict[str, Tensor] = {name: stored.tensor(name) for name in source.state_dict()}
         source.load_state_dict(tensors)

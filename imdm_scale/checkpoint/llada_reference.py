@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from imdm_scale.checkpoint.llada_config import read_config
-from imdm_scale.checkpoint.sharded_files import open_tensors
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
+from imdm_scale.hf.weight_files import open_weights
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def check_llada(folder: Path, model: ImdmForMaskedLM, *, batch: int = 2, length:
     """
     config = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5, **read_config(folder)}
     device = model.token_embedding.weight.device
-    _, tensor = open_tensors(folder)
+    tensor = open_weights(folder).tensor
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(0, model.config.vocab_size, (batch, length), generator=generator)
     ids_BL[torch.rand(batch, length, generator=generator) < 0.5] = model.config.mask_token_id

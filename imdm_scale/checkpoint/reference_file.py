@@ -47,13 +47,16 @@ class ReferenceFile:
     """What else is in the file, in words."""
 
     def setting(self, *names: str) -> Any:
-        """The first of several dotted names that is set, at the top or below `config`; None if none is."""
+        """The first of several dotted names that is set, at the top or below `config`; None if none is.
+
+        An interpolation (`${...}`) counts as unset: only the trainer that wrote the file could resolve it.
+        """
         for root in (self.settings, self.settings.get("config")):
             for name in names:
                 value: Any = root
                 for part in name.split("."):
                     value = value.get(part) if isinstance(value, dict) else None
-                if value is not None:
+                if value is not None and not str(value).startswith("${"):
                     return value
         return None
 

@@ -29,6 +29,38 @@ example:
 The state dict loads into the reference's training module, module.load_state_dict(torch.load("student.pt")), with strict
 loading, or without the prefix `backbone.` into its DIT."""
 
+TO_HF_EXAMPLES = """\
+examples:
+  # the averaged weights of a run's newest whole checkpoint
+  python tools/convert.py to-hf --checkpoint runs/owt --out models/imdm
+
+  # one checkpoint's weights as they were trained, in files of at most a gigabyte
+  python tools/convert.py to-hf --checkpoint runs/owt/checkpoints/step-00010000 --raw --max-shard-size 1GB --out raw
+
+Whatever layout wrote the checkpoint, one process without a GPU reads it, one tensor at a time."""
+
+FROM_HF_EXAMPLES = """\
+example:
+  python tools/convert.py from-hf --model models/mdlm --tp 4 --pp 2 --out models/mdlm-tp4-pp2
+  deepspeed tools/train.py --ds_config configs/ds/zero3.json teacher.path=models/mdlm-tp4-pp2 ...
+
+Each rank of that layout reads files of its own; any other layout can read them, too."""
+
+FROM_LLADA_EXAMPLES = """\
+example:
+  hf download GSAI-ML/LLaDA-8B-Base --local-dir llada
+  python tools/convert.py from-llada --model llada --out models/llada"""
+
+TO_LLADA_EXAMPLES = """\
+example:
+  python tools/convert.py to-llada --model models/llada --like llada --out llada-again"""
+
+INSPECT_EXAMPLES = """\
+examples:
+  python tools/convert.py inspect runs/owt
+  python tools/convert.py verify runs/owt/checkpoints/step-00010000
+  python tools/convert.py diff runs/owt/checkpoints/step-00010000 runs/other/checkpoints/step-00010000"""
+
 PUSH_EXAMPLES = """\
 example:
   hf auth login
@@ -36,7 +68,7 @@ example:
 
 
 def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """`command` (from-reference, to-reference or push) and that command's own arguments.
+    """`command` and that command's own arguments.
 
     Args:
         argv: the words after the program's name.
@@ -76,6 +108,43 @@ def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "an exported model as a state dict of the reference networks",
         TO_REFERENCE_EXAMPLES,
         _add_to_reference,
+    )
+    command(
+        "to-hf",
+        "--checkpoint RUN_OR_CHECKPOINT --out DIR [...]",
+        "a run's checkpoint as an exported model",
+        TO_HF_EXAMPLES,
+        _add_to_hf,
+    )
+    command(
+        "from-hf",
+        "--model MODEL --out DIR --tp T --pp P [--no-check]",
+        "an exported model as a checkpoint that is cut for a layout",
+        FROM_HF_EXAMPLES,
+        _add_from_hf,
+    )
+    command(
+        "from-llada",
+        "--model DIR --out DIR [...]",
+        "a folder of LLaDA as an exported model",
+        FROM_LLADA_EXAMPLES,
+        _add_from_llada,
+    )
+    command(
+        "to-llada",
+        "--model MODEL --out DIR [...]",
+        "a model as a folder of LLaDA",
+        TO_LLADA_EXAMPLES,
+        _add_to_llada,
+    )
+    command("inspect", "DIR", "what the checkpoints of a run hold", INSPECT_EXAMPLES, _add_path)
+    command("verify", "DIR", "whether the checkpoints of a run are whole", INSPECT_EXAMPLES, _add_path)
+    command(
+        "diff",
+        "FIRST SECOND",
+        "how two checkpoints differ; exit code 1 if they do",
+        INSPECT_EXAMPLES,
+        _add_two,
     )
     command(
         "push",
@@ -150,3 +219,64 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("--repo", required=True, metavar="OWNER/NAME", help="repository, which is made if need be")
     add("--private", action="store_true", help="make it a private one")
     add("--revision", metavar="BRANCH", help="branch, which is made if need be (default: the main one)")
+
+
+MODEL_HELP = "folder of an exported model or of a run, a checkpoint, or a name on the hub"
+
+
+def _add_to_hf(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a run's folder, or one of its checkpoints",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exported model")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--ema", action="store_true", help="the averaged weights (default, where there are any)"
+    )
+    weights.add_argument("--raw", action="store_true", help="the weights as they were trained")
+    add_writing(parser)
+    add_check(parser)
+
+
+def _add_from_hf(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help=MODEL_HELP)
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the checkpoint, which must not exist",
+    )
+    add("--tp", type=whole(1), required=True, metavar="T", help="tensor-parallel size")
+    add("--pp", type=whole(1), required=True, metavar="P", help="pipeline-parallel size")
+    add_check(parser)
+
+
+def _add_from_llada(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of LLaDA's files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exported model")
+    add_writing(parser)
+    add_check(parser)
+
+
+def _add_to_llada(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help=MODEL_HELP)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of LLaDA's files, new or empty")
+    add("--like", type=Path, metavar="DIR", help="a LLaDA folder whose tokenizer and code are copied")
+    add_writing(parser)
+    add_check(parser)
+
+
+def _add_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="DIR", help="a run's folder, or one of its checkpoints")
+
+
+def _add_two(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", type=Path, metavar="FIRST", help="a checkpoint")
+    parser.add_argument("second", type=Path, metavar="SECOND", help="another, of any layout")

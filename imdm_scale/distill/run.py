@@ -166,6 +166,8 @@ def run(config: Config, ds_config: dict[str, Any], device: torch.device, argv: l
                 argv,
                 source_folder,
             )
+            if resumed is not None and resumed.lies_in(run_dir):
+                saver.writer.last_step = begun.step  # it need not be saved again
             if resumed is not None and resumed.teacher_folder is not None:
                 saver.keep_teacher(resumed.teacher_folder, method, begun.step)
             with ProgressReport(console, config.train.max_steps, config.log.every, begun) as progress:

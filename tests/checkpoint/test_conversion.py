@@ -148,6 +148,15 @@ def test_lightning_checkpoints_tell_their_settings(tmp_path: Path) -> None:
     )
 
 
+def test_interpolations_tell_nothing(tmp_path: Path) -> None:
+    config = {
+        "model": {"length": "${data.length}", "n_heads": "${x}"},
+        "time_conditioning": "${algo.time_conditioning}",
+    }
+    _, said = convert(lightning(tmp_path / "a.ckpt", reference(), config), tmp_path / "out")
+    assert "does not tell: length 1024 (--length)" in said and "does not tell: time conditioning off" in said
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_averaged_weights_are_matched_by_their_order(tmp_path: Path, variant: str) -> None:
     network = reference(**VARIANTS[variant])

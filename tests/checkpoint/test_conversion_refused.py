@@ -73,6 +73,10 @@ def test_a_tokenizer_names_the_mask_and_travels(tool: Callable[..., str], tmp_pa
     [
         ({"time_conditioning": True}, "was trained with time_conditioning, so its adaLN depends"),
         ({"algo": {"time_conditioning": True}}, "was trained with time_conditioning"),
+        (
+            {"time_conditioning": "${algo.time_conditioning}", "algo": {"time_conditioning": True}},
+            "was trained with time_conditioning",
+        ),
         ({"parameterization": "sedd"}, "the parameterization sedd; only subs"),
         ({"model": {"n_heads": 8}}, "--num-heads is 8, but the checkpoint's"),
     ],

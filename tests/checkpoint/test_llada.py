@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from imdm_scale.checkpoint.llada import llada_names, read_llada, write_llada
 from imdm_scale.checkpoint.llada_reference import check_llada, llada_logits
-from imdm_scale.checkpoint.sharded_files import INDEX, ONE_FILE
 from imdm_scale.checkpoint.weights import Source, folder_weights
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.model_folder import INDEX_FILE as INDEX
+from imdm_scale.config.model_folder import WEIGHTS_FILE as ONE_FILE
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import config_from_architecture, save_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
@@ -262,15 +263,15 @@ def test_rows_beyond_the_tokenizers_ids_can_be_left_out(llada: Callable[..., Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("largest_file", [5 * 10**9, 10_000])
+@pytest.mark.parametrize("max_shard_size", [5 * 10**9, 10_000])
 def test_there_and_back_bit_for_bit(
-    llada: Callable[..., Path], tmp_path: Path, dtype: torch.dtype, largest_file: int
+    llada: Callable[..., Path], tmp_path: Path, dtype: torch.dtype, max_shard_size: int
 ) -> None:
     folder, back = llada(dtype, vocab_size=64), tmp_path / "new" / "back"
     architecture, source = read_llada(folder)
-    write_llada(back, architecture, source, like=folder, largest_file=largest_file)
+    write_llada(back, architecture, source, like=folder, max_shard_size=max_shard_size)
     files = sorted(back.glob("*.safetensors"))
-    assert (len(files) > 3) == (back / INDEX).is_file() == (largest_file == 10_000)
+    assert (len(files) > 3) == (back / INDEX).is_file() == (max_shard_size == 10_000)
     assert len(files) > 3 or files == [back / ONE_FILE]
     found = {name: tensor for file in files for name, tensor in load_file(file).items()}
     expected = random_tensors(dtype)
@@ -358,13 +359,13 @@ def test_damaged_folders(llada: Callable[..., Path], tmp_path: Path) -> None:
     (folder / "b.safetensors").write_bytes(whole[:1000])
     assert "b.safetensors cannot be read as safetensors" in refusal(read_llada, folder)
     (folder / "b.safetensors").unlink()
-    assert f"has no b.safetensors, which {INDEX} names" in refusal(read_llada, folder)
+    assert "b.safetensors cannot be read as safetensors" in refusal(read_llada, folder)
     save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
-    assert "says that b.safetensors holds model.transformer." in refusal(read_llada, folder)
+    assert f"{INDEX} and the files beside it disagree about" in refusal(read_llada, folder)
     (folder / INDEX).write_text("[]")
-    assert "is no index of safetensors" in refusal(read_llada, folder)
+    assert f"{INDEX} cannot be read as an index" in refusal(read_llada, folder)
     (folder / INDEX).unlink()
-    assert "holds neither model.safetensors nor" in refusal(read_llada, folder)
+    assert f"{ONE_FILE} cannot be read" in refusal(read_llada, folder)
     (folder / "config.json").write_text("{")
     assert "is not the configuration of a LLaDA model" in refusal(read_llada, folder)
     assert "is not the configuration of a LLaDA model" in refusal(read_llada, tmp_path / "nowhere")

@@ -230,6 +230,8 @@ def test_a_model_folder_holds_a_model(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").touch()
     message = refusal(f"{key}={tmp_path}", recipe=recipe)
     assert f"{key} is {tmp_path}, which holds no model.safetensors" in message
+    (tmp_path / "model.safetensors.index.json").touch()  # the weights may be several files
+    check_config(made(f"{key}={tmp_path}", recipe=recipe), 1)
 
 
 def test_run_dir_is_no_file(tmp_path: Path) -> None:

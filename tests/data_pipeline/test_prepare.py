@@ -80,6 +80,7 @@ def test_the_manifest_describes_the_files(tmp_path, source):
         "manifest.json",
         "tokenizer",
         "tokenizer/tokenizer.model",
+        "tokenizer/tokenizer_config.json",
         "train",
         "valid",
         *(shard.file for shard in shards),

@@ -41,7 +41,7 @@ def evaluate(words: list[str]) -> str | None:
 
 
 def export(folder: Path, tokenizer: Tokenizer, bos_id: int | None, **changes: Any) -> Path:
-    """A tiny random network with a tokenizer, as a folder."""
+    """A tiny random network with a tokenizer, as a folder whose weights are several files."""
     architecture = tiny(vocab_size=tokenizer.vocab_size, mask_token_id=tokenizer.mask_id, **changes)
     config = config_from_architecture(
         architecture,
@@ -55,6 +55,7 @@ def export(folder: Path, tokenizer: Tokenizer, bos_id: int | None, **changes: An
         config,
         folder,
         sorted(folder.with_name("tokenizer").iterdir()),
+        max_shard_size="100KB",
     )
     return folder
 
