@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imdm_scale.checkpoint.inspection import diff
+from imdm_scale.checkpoint.to_hf import to_hf
 from tests.distributed.layouts import disaggregated, micro_batches, student, teacher
 from tests.distributed.parity import largest_gap
 from tests.distributed.pool import RankPool
@@ -89,3 +91,55 @@ def test_every_other_layout_goes_on_the_same(
     assert list(losses) == list(range(SAVED_AT + 1, 30))
     assert max(abs(losses[step] - expected[step]) for step in losses) < LOSS
     assert largest_gap(student_of(tmp_path), student_of(whole)) < WEIGHT
+
+
+@pytest.mark.parametrize("target", [TARGETS[1], TARGETS[2], TARGETS[3], ONE], ids=str)
+def test_every_layout_saves_and_exports_the_same(
+    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, target: Run
+) -> None:
+    """A state that was saved under TP2 x PP2 ZeRO-3, saved again under another layout: no bit is lost on the way."""
+    origin = finished[SAVED[2]] / "run" / "checkpoints" / f"step-{SAVED_AT:08d}"
+    write_teacher(tmp_path)
+    go(pool, target, tmp_path, f"resume={origin}", f"train.max_steps={SAVED_AT}")
+    copy = tmp_path / "run" / "checkpoints" / origin.name
+    assert not [line for line in diff(origin, copy) if "tensors differ" in line]
+    for checkpoint, name in ((origin, "origin"), (copy, "copy")):
+        to_hf(
+            checkpoint,
+            tmp_path / name,
+            kind=None,
+            dtype=None,
+            max_shard_size="5GB",
+            check=False,
+            say=lambda line: None,
+        )
+    student = tmp_path / "run" / "student"
+    for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        expected = (tmp_path / "origin" / name).read_bytes()
+        assert (tmp_path / "copy" / name).read_bytes() == expected
+        assert (student / name).read_bytes() == expected
+
+
+@pytest.mark.parametrize("what", ["run", "checkpoint"])
+def test_a_run_and_a_checkpoint_may_be_the_teacher(
+    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, what: str
+) -> None:
+    origin = finished[SAVED[1]] / "run"
+    name = origin if what == "run" else origin / "checkpoints" / f"step-{SAVED_AT:08d}"
+    run = Run((f"teacher.path={name}", "train.max_steps=2", *student(2), *micro_batches(2, 1)), 3, 2)
+    go(pool, run, tmp_path)
+    step = 29 if what == "run" else SAVED_AT
+    to_hf(
+        origin / "checkpoints" / f"step-{step:08d}",
+        tmp_path / "teacher",
+        kind=None,
+        dtype=None,
+        max_shard_size="5GB",
+        check=False,
+        say=lambda line: None,
+    )
+    (tmp_path / "exported").mkdir()
+    shutil.copytree(tmp_path / "teacher", tmp_path / "exported" / "teacher")
+    again = Run(("train.max_steps=2", *student(2), *micro_batches(2, 1)), 3, 2)
+    go(pool, again, tmp_path / "exported")
+    assert losses_of(tmp_path) == losses_of(tmp_path / "exported")
