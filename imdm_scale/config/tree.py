@@ -135,7 +135,7 @@ class TeacherConfig:
     """The network that im_sdtt starts from."""
 
     path: str | None = None
-    """Folder with config.json and model.safetensors; null takes the packaged tiny teacher."""
+    """Folder of a model (config.json and safetensors); null takes the packaged tiny teacher."""
     placement: Literal["colocated", "disaggregated"] = "colocated"
     """colocated runs teacher and student on the same ranks; disaggregated gives each ranks of its own."""
     ranks: int | list[int] | None = None
@@ -213,7 +213,7 @@ class TrainConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none; the attention's core (selective); whole layers (full)."""
     init_from: str | None = None
-    """Folder with config.json and model.safetensors from which pretrain or im_redi starts; null starts afresh."""
+    """Folder of a model (config.json and safetensors) from which pretrain or im_redi starts; null starts afresh."""
 
 
 @dataclass
