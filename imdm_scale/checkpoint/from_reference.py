@@ -138,6 +138,8 @@ def _folded(
 def _agreed(flag: str, given: float | None, file: ReferenceFile, *names: str) -> float | None:
     """What the flag or the file's settings say, which must not contradict each other."""
     told = file.setting(*names)
+    if told is not None and not isinstance(told, int | float):
+        raise UserError(f"{names[0]} is {told!r} in the settings of {file.path}, but must be a number.")
     if given is not None and told is not None and given != told:
         raise UserError(f"{flag} is {given:g}, but {file.path} was trained with {told:g}; leave {flag} out.")
     return told if given is None else given

@@ -79,6 +79,7 @@ def test_a_tokenizer_names_the_mask_and_travels(tool: Callable[..., str], tmp_pa
         ),
         ({"parameterization": "sedd"}, "the parameterization sedd; only subs"),
         ({"model": {"n_heads": 8}}, "--num-heads is 8, but the checkpoint's"),
+        ({"model": {"length": "long"}}, "model.length is 'long' in the settings"),
     ],
 )
 def test_networks_of_another_kind(tool: Callable[..., str], tmp_path: Path, config: dict, said: str) -> None:
