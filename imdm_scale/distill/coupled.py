@@ -112,11 +112,17 @@ class Coupled(Distillation):
             labels_N = labels[0].where(chosen_N.to(labels_N.device), labels[1])
         return labels_N[:, None] if teacher.groups.is_last_stage else None
 
-    def drawing(self, network: ModelEngine) -> dict[str, Any]:
-        """See `Distillation.drawing`. A teacher always draws, at its own temperature."""
+    def drawing(self, network: ModelEngine, step: int) -> dict[str, Any]:
+        """See `Distillation.drawing`. The first teacher draws; one that was a student writes as it learned to: what it is
+        not sure of, drawn at every position alone, would be an error that the next student learns and adds to."""
+        how: dict[str, Any] = {"rank_V": self.rank_V}
         if isinstance(network, Teacher):
-            return {"temperature": self.teacher.temperature, "rank_V": self.rank_V}
-        return {"greedy": self.greedy_student, "rank_V": self.rank_V}
+            round_ = self.round_at(step)
+            assert round_ is not None, "an update belongs to a round"
+            how["temperature"] = self.teacher.temperature
+            if round_.index == 0:
+                return how
+        return {**how, "greedy": self.greedy_student}
 
     def visiting_uniforms(self, batch: MicroBatch, architecture: Architecture) -> Tensor:
         """The noise's own, as in the coupled sampler."""

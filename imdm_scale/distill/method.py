@@ -106,9 +106,9 @@ class Distillation(Method):
             lambda rows: batch.mask_noise(network.architecture, network.device, rows),
             positions_N,
             u_N,
-            **self.drawing(network),
+            **self.drawing(network, batch.step),
         )
 
-    def drawing(self, network: ModelEngine) -> dict[str, Any]:
-        """How a network draws in this method: keywords of `ModelEngine.tokens`."""
+    def drawing(self, network: ModelEngine, step: int) -> dict[str, Any]:
+        """How a network draws in update `step` of this method: keywords of `ModelEngine.tokens`."""
         return {}

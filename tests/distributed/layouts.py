@@ -249,7 +249,7 @@ METHODS = [
             2,
         ),
         (
-            ("coupled", "method.target=progressive"),
+            ("coupled", "method.target=progressive", "method.student_draws=argmax"),
             student(2) + teacher(1, 2) + micro_batches(2, 2),
             "teacher.zero_stage=3",
             0,

@@ -258,7 +258,7 @@ def _nelbo(network: ImdmForMaskedLM, batch: MicroBatch) -> Tensor:
 
 
 def _drawn(
-    network: ImdmForMaskedLM, batch: MicroBatch, temperature: float
+    network: ImdmForMaskedLM, batch: MicroBatch, temperature: float, greedy: bool = False
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """What a network draws at positions of a batch in some state, by float64 cumulative sums."""
     noise_BLD = batch.mask_noise(tiny(), torch.device("cpu"))
@@ -268,6 +268,8 @@ def _drawn(
         was_training = network.training
         log_p_NV = _log_probabilities(network.eval(), x_BL, noise_BLD, positions_N, temperature)
         network.train(was_training)
+        if greedy:
+            return log_p_NV.argmax(-1)
         return (log_p_NV.double().softmax(-1).cumsum(-1) <= u_N[:, None]).sum(-1)
 
     return tokens
@@ -276,7 +278,7 @@ def _drawn(
 def _coupled_labels(config: Config, teacher: ImdmForMaskedLM, batch: MicroBatch, dt: float) -> Tensor:
     """The teacher's tokens at the masked positions of a batch."""
     method, mask_id = config.method, tiny().mask_token_id
-    tokens = _drawn(teacher, batch, method.teacher_temperature)
+    tokens = _drawn(teacher, batch, method.teacher_temperature, _writes_greedily(config, batch))
     what = tokens, batch.x_t_BL, batch.coordinates(tiny()), batch.t_B
     long_N = trajectory_labels(*what, method.trajectory_steps, mask_id=mask_id, grid=method.trajectory_grid)
     short_N = progressive_labels(*what, dt, mask_id=mask_id)
@@ -285,11 +287,20 @@ def _coupled_labels(config: Config, teacher: ImdmForMaskedLM, batch: MicroBatch,
     return long_N.where((u_B < share)[batch.positions_N // batch.x_t_BL.shape[1]], short_N)
 
 
+def _writes_greedily(config: Config, batch: MicroBatch) -> bool:
+    """Whether the teacher is a past student that takes its likeliest tokens."""
+    method = config.method
+    in_later_round = method.target != "trajectory" and batch.step >= method.steps_per_round
+    return method.student_draws == "argmax" and in_later_round
+
+
 def _visited(config: Config, network: ImdmForMaskedLM, batch: MicroBatch) -> Visited:
     """The states that a network visits on its way to those of a batch."""
     method = config.method
     coupled = method.name == "coupled"
-    temperature = method.teacher_temperature if coupled and method.states == "teacher" else 1.0
+    by_teacher = coupled and method.states == "teacher"
+    temperature = method.teacher_temperature if by_teacher else 1.0
+    greedy = _writes_greedily(config, batch) if by_teacher else method.student_draws == "argmax"
     u_BL = uniform(
         batch.seed,
         batch.sample_ids_B,
@@ -301,7 +312,7 @@ def _visited(config: Config, network: ImdmForMaskedLM, batch: MicroBatch) -> Vis
     start_BL = torch.full_like(batch.x_t_BL, tiny().mask_token_id)
     start_BL[:, 0] = 1
     ids_BL = rollout(
-        _drawn(network, batch, temperature),
+        _drawn(network, batch, temperature, coupled and greedy),
         start_BL,
         Coordinates(batch.coordinates(tiny()).u if coupled else u_BL, batch.reveal_BL),
         batch.t_B,
