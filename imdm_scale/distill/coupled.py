@@ -113,8 +113,10 @@ class Coupled(Distillation):
         return labels_N[:, None] if teacher.groups.is_last_stage else None
 
     def drawing(self, network: ModelEngine, step: int) -> dict[str, Any]:
-        """See `Distillation.drawing`. The first teacher draws; one that was a student writes as it learned to: what it is
-        not sure of, drawn at every position alone, would be an error that the next student learns and adds to."""
+        """See `Distillation.drawing`. The first teacher draws; one that was a student writes as it learned to.
+
+        What it is not sure of, drawn at every position alone, would be an error that the next student learns and adds to.
+        """
         how: dict[str, Any] = {"rank_V": self.rank_V}
         if isinstance(network, Teacher):
             round_ = self.round_at(step)
