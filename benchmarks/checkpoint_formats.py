@@ -114,12 +114,15 @@ class Pieces:
             pieces={file: pieces for file, _, pieces in told}, files={file: record for file, record, _ in told},
         )  # fmt: skip
 
+    def prepare(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
     def load(self) -> None:
         with CheckpointReader(self.folder, self.manifest) as reader:
             for name in self.names:
                 for kind in KINDS:
                     shard = reader.placement(name).to_shard(reader.whole(kind, name), self.rank, TP * DP)
-                    check(self.architecture, name, self.rank, shard)
+                    self.found[f"{kind}/{name}"] = shard.clone()
 
 
 class Dcp:
@@ -136,12 +139,11 @@ class Dcp:
         found: dict[str, Tensor] = {}
         for name in self.pieces.names:
             dim = placement_of(name, architecture).shard_dim
-            local = fill(name)
             placements = [Replicate() if dim is None else Shard(dim)]
             if tp_size == TP:
                 placements = [Replicate(), *placements]
             for kind in KINDS:
-                found[f"{kind}/{name}"] = DTensor.from_local(local, mesh, placements, run_check=False)
+                found[f"{kind}/{name}"] = DTensor.from_local(fill(name), mesh, placements, run_check=False)
         return found
 
     def save(self) -> None:
@@ -160,17 +162,18 @@ class Dcp:
             for path in sorted(self.pieces.folder.iterdir())[self.pieces.rank :: TP * DP]:
                 record_of(path)
 
-    def load(self) -> None:
+    def prepare(self) -> None:
         rank, architecture = self.pieces.rank, self.pieces.architecture
-        state = self.state(
+        self.into = self.state(
             self.loading,
             TP * DP,
             rank,
-            lambda name: torch.empty_like(shard_of(architecture, name, rank, TP * DP)),
+            lambda name: torch.zeros_like(shard_of(architecture, name, rank, TP * DP)),
         )
-        dcp.load(state, checkpoint_id=self.pieces.folder)
-        for key, tensor in state.items():
-            check(architecture, key.partition("/")[2], rank, tensor.to_local())
+
+    def load(self) -> None:
+        dcp.load(self.into, checkpoint_id=self.pieces.folder)
+        self.found = {key: tensor.to_local() for key, tensor in self.into.items()}
 
 
 def check(architecture: Architecture, name: str, tp: int, shard: Tensor) -> None:
@@ -213,15 +216,22 @@ def measure(rank: int, arguments: argparse.Namespace, scratch: str) -> None:
             dist.barrier()
             way = make()
             for action in ("save", "load"):
+                if action == "load":
+                    way.prepare()
                 dist.barrier()
                 begun = time.monotonic()
                 with Peak() as peak:
                     getattr(way, action)()
                 dist.barrier()
-                largest = torch.tensor(float(peak.largest))
+                own = (
+                    sum(x.nbytes for x in way.found.values()) if action == "load" and name == "pieces" else 0
+                )
+                largest = torch.tensor(float(peak.largest - own))
                 dist.all_reduce(largest, op=dist.ReduceOp.MAX)
                 figures.setdefault(action, []).append(time.monotonic() - begun)
                 figures.setdefault(f"{action} memory", []).append(largest.item() / 2**20)
+            for key, shard in way.found.items():
+                check(architecture, key.partition("/")[2], rank, shard)
         if rank == 0:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
             cells = [

@@ -115,7 +115,7 @@ class Coupled(Distillation):
     def drawing(self, network: ModelEngine, step: int) -> dict[str, Any]:
         """See `Distillation.drawing`. The first teacher draws; one that was a student writes as it learned to.
 
-        What it is not sure of, drawn at every position alone, would be an error that the next student learns and adds to.
+        What it is not sure of, drawn at every position alone, would be errors that the next student learns and adds to.
         """
         how: dict[str, Any] = {"rank_V": self.rank_V}
         if isinstance(network, Teacher):
