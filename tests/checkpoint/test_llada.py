@@ -24,6 +24,7 @@ from imdm_scale.hf.export import config_from_architecture, save_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from imdm_scale.model.weights import canonical_shapes
 from tests.tiny import plain_network, tiny
+from tools.convert import main as convert
 
 CONFIG: dict[str, Any] = {
     # The fields of GSAI-ML/LLaDA-8B-Base, with its sizes made small.
@@ -412,3 +413,35 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) ->
     assert list(tmp_path.rglob("*")) == [folder]
     write_llada(folder, LLAMA, weights(LLAMA))
     assert read_llada(folder)[0] == LLAMA
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tool_converts_there_and_back(
+    llada: Callable[..., Path], tmp_path: Path, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = llada(dtype)
+    (folder / "tokenizer.json").unlink()  # an empty one, which is refused
+    words = ("--max-shard-size", "20KB")
+    assert convert(["from-llada", "--model", str(folder), "--out", str(tmp_path / "ours"), *words]) == 0
+    assert (
+        convert(["to-llada", "--model", str(tmp_path / "ours"), "--out", str(tmp_path / "back"), *words]) == 0
+    )
+    assert capsys.readouterr().out.count("checked: logits differ by at most") == 2
+    expected, found = read_llada(folder), read_llada(tmp_path / "back")
+    assert expected[0] == found[0]
+    for name in canonical_shapes(expected[0]):
+        assert found[1](name).dtype == dtype and torch.equal(found[1](name), expected[1](name))
+    assert (tmp_path / "ours" / INDEX).is_file() and (tmp_path / "back" / INDEX).is_file()
+
+
+def test_the_tool_refuses_in_one_sentence(
+    llada: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = llada()
+    assert convert(["from-llada", "--model", str(folder), "--out", str(tmp_path / "ours")]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+    assert convert(["from-llada", "--model", str(tmp_path), "--out", str(tmp_path / "ours")]) == 2
+    assert "is not the configuration of a LLaDA model" in capsys.readouterr().err
+    assert convert(["to-llada", "--model", str(folder), "--out", str(tmp_path / "back")]) == 2
+    assert "from-llada" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists() and not (tmp_path / "back").exists()

@@ -18,7 +18,7 @@ from tests.distributed.pool import RankPool
 from tests.distributed.product import Run, losses_of, student_of, train_product, write_teacher
 
 LOSS, WEIGHT = 1e-5, 2e-5
-SAVED_AT = 9
+SAVED_AT, END = 9, 29
 """In the second round of seven updates: the teacher is a past student."""
 
 ONE = Run((), 0, 1)
@@ -68,7 +68,8 @@ def test_the_same_layout_goes_on_bit_for_bit(
     pool: RankPool, finished: dict[Run, Path], tmp_path: Path, run: Run
 ) -> None:
     whole, folder = finished[run], branch(finished[run], tmp_path)
-    go(pool, run, folder, "resume=latest", "train.max_steps=15")
+    if run is SAVED[2]:  # stopped once more on the way
+        go(pool, run, folder, "resume=latest", "train.max_steps=15")
     go(pool, run, folder, "resume=latest")
     assert losses_of(folder) == losses_of(whole)
     expected, found = student_of(whole), student_of(folder)
@@ -76,24 +77,30 @@ def test_the_same_layout_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("saved", "target"),
-    [(saved, target) for i, saved in enumerate(SAVED) for target in (TARGETS[i], TARGETS[(i + 2) % 5])],
+    ("saved", "target", "last"),
+    # To the end with one target of each; with another for as long as it takes to see whether it is the same.
+    [
+        (saved, TARGETS[(i + shift) % len(TARGETS)], last)
+        for i, saved in enumerate(SAVED)
+        for shift, last in ((0, END), (2, SAVED_AT + 3))
+    ],
     ids=str,
 )
 def test_every_other_layout_goes_on_the_same(
-    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, saved: Run, target: Run
+    pool: RankPool, finished: dict[Run, Path], tmp_path: Path, saved: Run, target: Run, last: int
 ) -> None:
     whole = finished[saved]
     write_teacher(tmp_path)
     checkpoint = whole / "run" / "checkpoints" / f"step-{SAVED_AT:08d}"
-    go(pool, target, tmp_path, f"resume={checkpoint}")
+    go(pool, target, tmp_path, f"resume={checkpoint}", f"train.max_steps={last}")
     losses, expected = losses_of(tmp_path), losses_of(whole)
-    assert list(losses) == list(range(SAVED_AT + 1, 30))
+    assert list(losses) == list(range(SAVED_AT + 1, last + 1))
     assert max(abs(losses[step] - expected[step]) for step in losses) < LOSS
-    assert largest_gap(student_of(tmp_path), student_of(whole)) < WEIGHT
+    if last == END:
+        assert largest_gap(student_of(tmp_path), student_of(whole)) < WEIGHT
 
 
-@pytest.mark.parametrize("target", [TARGETS[1], TARGETS[2], TARGETS[3], ONE], ids=str)
+@pytest.mark.parametrize("target", [TARGETS[2], TARGETS[3], ONE], ids=str)
 def test_every_layout_saves_and_exports_the_same(
     pool: RankPool, finished: dict[Run, Path], tmp_path: Path, target: Run
 ) -> None:
