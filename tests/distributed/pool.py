@@ -144,7 +144,8 @@ def _stacks(ranks: list[Any], folder: Path) -> str:
 
 
 def _set_environment(rank: int, world_size: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    size = str(world_size)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
 
 
 def _run_rank(

@@ -26,7 +26,7 @@ SAVED = [
     ONE,
     Run((*student(2), *teacher(1, 2), *micro_batches(2)), 1, 4),
     Run((*student(2, 2), *teacher(), *micro_batches(2)), 3, 4),
-    Run((*student(), *teacher(2), *micro_batches(1)), 3, 4),
+    Run((*student(), *teacher(2), *micro_batches(1)), 3, 2),
     Run((*student(), *micro_batches(2)), 2, 2),
 ]
 TARGETS = [
