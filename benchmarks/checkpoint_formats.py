@@ -5,8 +5,8 @@
 Four processes over gloo, one thread each. `pieces`: every rank writes its own partitions, hashes and reads them back;
 loading puts whole tensors together and cuts them anew (`distill/student_state.py`). `dcp`: it knows tensors that
 are cut along a dimension, not flat partitions of such, so the shards are first put together over the data-parallel
-ranks; each rank then loads its shard under the other size. Prints medians, and the largest memory of a rank beside its
-own state. DCP neither hashes nor reads back; `dcp+hash` adds the same reading of what was written.
+ranks; each rank then loads its shard under the other size. Prints medians. DCP neither hashes nor reads back;
+`dcp+hash` adds the same reading of what was written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,32 +36,6 @@ from imdm_scale.model.weights import canonical_shapes, placement_of
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 TP, DP = 2, 2
-
-
-class Peak:
-    """Largest anonymous memory of this process inside the block, in bytes above what it was at its start."""
-
-    def __enter__(self) -> Peak:
-        self.start, self.largest, self.over = anonymous(), 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.01):
-            self.largest = max(self.largest, anonymous() - self.start)
-
-    def __exit__(self, *exception: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-
-def anonymous() -> int:
-    """Bytes of this process that are no file's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status tells no RssAnon")
 
 
 def shard_of(architecture: Architecture, name: str, tp: int, tp_size: int) -> Tensor:
@@ -203,10 +176,7 @@ def measure(rank: int, arguments: argparse.Namespace, scratch: str) -> None:
         print(
             f"{architecture.num_parameters() / 1e6:.1f} M parameters, {state / 2**30:.2f} GiB of state, 4 ranks"
         )
-        print(
-            "| way | save, s | load, s | save, MiB beside | load, MiB beside | on disk, GiB |\n"
-            "|---|---|---|---|---|---|"
-        )
+        print("| way | save, s | load, s | on disk, GiB |\n|---|---|---|---|")
     for name, make in ways.items():
         figures: dict[str, list[float]] = {}
         for _ in range(arguments.repeats):
@@ -220,27 +190,15 @@ def measure(rank: int, arguments: argparse.Namespace, scratch: str) -> None:
                     way.prepare()
                 dist.barrier()
                 begun = time.monotonic()
-                with Peak() as peak:
-                    getattr(way, action)()
+                getattr(way, action)()
                 dist.barrier()
-                own = (
-                    sum(x.nbytes for x in way.found.values()) if action == "load" and name == "pieces" else 0
-                )
-                largest = torch.tensor(float(peak.largest - own))
-                dist.all_reduce(largest, op=dist.ReduceOp.MAX)
                 figures.setdefault(action, []).append(time.monotonic() - begun)
-                figures.setdefault(f"{action} memory", []).append(largest.item() / 2**20)
             for key, shard in way.found.items():
                 check(architecture, key.partition("/")[2], rank, shard)
         if rank == 0:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
-            cells = [
-                statistics.median(figures[key]) for key in ("save", "load", "save memory", "load memory")
-            ]
-            print(
-                f"| {name} | {cells[0]:.2f} | {cells[1]:.2f} | {cells[2]:.0f} | {cells[3]:.0f} | {size:.2f} |",
-                flush=True,
-            )
+            save, load = (statistics.median(figures[action]) for action in ("save", "load"))
+            print(f"| {name} | {save:.2f} | {load:.2f} | {size:.2f} |", flush=True)
     dist.destroy_process_group()
 
 
