@@ -54,8 +54,8 @@ def open_model(folder: Path, kind: str | None = None) -> StoredModel:
         return _of_checkpoint(folder, kind)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} holds no {CONFIG_FILE}; give the folder of an exported model.")
-    files = open_weights(folder)
-    return StoredModel(folder, _config(folder), files.shapes, files.tensor, folder, files.sha256)
+    config, files = _config(folder), open_weights(folder)
+    return StoredModel(folder, config, files.shapes, files.tensor, folder, files.sha256)
 
 
 def _of_checkpoint(folder: Path, kind: str | None) -> StoredModel:
