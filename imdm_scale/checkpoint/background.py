@@ -20,7 +20,8 @@ from torch import Tensor
 
 from imdm_scale.checkpoint.manifest import FileRecord, Manifest, StoredPiece
 from imdm_scale.checkpoint.shard_file import write_shard_file
-from imdm_scale.checkpoint.verify import LATEST, candidates, name_of, record_of
+from imdm_scale.checkpoint.verify import candidates, name_of, record_of
+from imdm_scale.config.model_folder import LATEST
 from imdm_scale.data.durable import PARTIAL, partial_path, sync, write_whole
 from imdm_scale.errors import UserError
 from imdm_scale.parallel.compat import default_store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,13 @@ from imdm_scale.checkpoint.mdlm import FoldedNetwork, folded_network
 from imdm_scale.checkpoint.reference_dit import load_reference, shape_of
 from imdm_scale.checkpoint.reference_file import ReferenceFile, read_reference
 from imdm_scale.checkpoint.self_check import BOUNDS, check
+from imdm_scale.checkpoint.verify import record_of
 from imdm_scale.data.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.provenance import versions
-from imdm_scale.hf.export import config_from_architecture, export_source, load_folder
+from imdm_scale.hf.export import DTYPES, config_from_architecture, export_source, load_folder
 from imdm_scale.hf.shard_files import MAX_SHARD_SIZE
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_LENGTH = 1024
 
 
@@ -191,5 +190,4 @@ def _sha256(path: Path) -> str | None:
     """Of a file; a folder has none."""
     if path.is_dir():
         return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return record_of(path).sha256

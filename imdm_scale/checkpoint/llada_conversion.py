@@ -13,11 +13,11 @@ from imdm_scale.checkpoint.llada import read_llada, write_llada
 from imdm_scale.checkpoint.llada_reference import check_llada
 from imdm_scale.checkpoint.self_check import BOUNDS
 from imdm_scale.checkpoint.stored_model import locate_model, open_model
-from imdm_scale.checkpoint.to_hf import DTYPES
 from imdm_scale.data.tokenizer import holds_tokenizer, load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.provenance import versions
 from imdm_scale.hf.export import (
+    DTYPES,
     architecture_from_config,
     config_from_architecture,
     export_source,

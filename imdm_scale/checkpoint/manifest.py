@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.model_folder import MANIFEST_FILE
 from imdm_scale.data.durable import write_whole
 from imdm_scale.errors import UserError
 
-FILE_NAME = "manifest.json"
 FORMAT = 1
 MASTER, AVERAGE = "master", "ema"
 """Kinds of tensors that say what the network is; the others are the optimizer's."""
@@ -89,7 +89,7 @@ class Manifest:
         """Writes `manifest.json`, whole and on the disk."""
         text = _canonical(asdict(self))
         record = {"format": FORMAT, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        write_whole(folder / FILE_NAME, f'{json.dumps(record)[:-1]}, "manifest": {text}}}\n')
+        write_whole(folder / MANIFEST_FILE, f'{json.dumps(record)[:-1]}, "manifest": {text}}}\n')
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -98,7 +98,7 @@ class Manifest:
         Raises:
             DamagedCheckpoint: there is none, or it is not as it was written.
         """
-        path = folder / FILE_NAME
+        path = folder / MANIFEST_FILE
         try:
             whole = json.loads(path.read_bytes())
             fields = whole["manifest"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from imdm_scale.checkpoint.description import MODEL, TOKENIZER
-from imdm_scale.checkpoint.manifest import AVERAGE, FILE_NAME, MASTER, Manifest
+from imdm_scale.checkpoint.manifest import AVERAGE, MASTER, Manifest
 from imdm_scale.checkpoint.reader import CheckpointReader
 from imdm_scale.checkpoint.verify import candidates, newest_whole
-from imdm_scale.config.model_folder import CONFIG_FILE, is_hub_name, missing_files
+from imdm_scale.config.model_folder import CONFIG_FILE, MANIFEST_FILE, STUDENT, is_hub_name, missing_files
 from imdm_scale.data.huggingface_files import download
 from imdm_scale.errors import UserError
 from imdm_scale.hf.configuration_imdm import ImdmConfig
@@ -21,8 +21,6 @@ from imdm_scale.hf.weight_files import open_weights
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is fetched of a model on the hub: no code."""
-STUDENT = "student"
-"""Of a run's folder: the exported student."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def open_model(folder: Path, kind: str | None = None) -> StoredModel:
     Raises:
         UserError: it is neither, or cannot be read.
     """
-    if (folder / FILE_NAME).is_file():
+    if (folder / MANIFEST_FILE).is_file():
         return _of_checkpoint(folder, kind)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} holds no {CONFIG_FILE}; give the folder of an exported model.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from imdm_scale.checkpoint.description import read_description
@@ -15,10 +14,9 @@ from imdm_scale.checkpoint.reader import CheckpointReader
 from imdm_scale.checkpoint.self_check import same_logits
 from imdm_scale.checkpoint.verify import newest_whole
 from imdm_scale.errors import UserError
-from imdm_scale.hf.export import RANKS, export_source, load_folder
+from imdm_scale.hf.export import DTYPES, RANKS, export_source, load_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES = {AVERAGE: "moving averages", MASTER: "as trained"}
 
 

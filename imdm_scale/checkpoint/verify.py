@@ -7,13 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from imdm_scale.checkpoint.manifest import FILE_NAME, FileRecord, Manifest
+from imdm_scale.checkpoint.manifest import FileRecord, Manifest
+from imdm_scale.config.model_folder import CHECKPOINTS, MANIFEST_FILE
 from imdm_scale.errors import UserError
-
-FOLDER = "checkpoints"
-"""Of a run's folder: where its checkpoints are."""
-LATEST = "latest"
-"""The file there that names the one that was finished last."""
 
 
 def name_of(step: int) -> str:
@@ -57,9 +53,9 @@ def candidates(path: Path) -> list[Path]:
     Folders that were being written or removed have other names. Which one `latest` names does not matter: a run may
     have been killed between giving a checkpoint its name and saying so.
     """
-    if (path / FILE_NAME).is_file() or re.fullmatch(r"step-\d{8,}", path.name):
+    if (path / MANIFEST_FILE).is_file() or re.fullmatch(r"step-\d{8,}", path.name):
         return [path] if path.is_dir() else []
-    root = path / FOLDER if (path / FOLDER).is_dir() else path
+    root = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     if not root.is_dir():
         return []
     found = [child for child in root.iterdir() if re.fullmatch(r"step-\d{8,}", child.name) and child.is_dir()]
@@ -89,7 +85,7 @@ def none_whole(path: Path, passed_over: list[str]) -> UserError:
     """What to say where no checkpoint can be used."""
     if not passed_over:
         return UserError(
-            f"{path} holds no checkpoint; give a run's folder, or a folder step-... of its {FOLDER}/."
+            f"{path} holds no checkpoint; give a run's folder, or a folder step-... of its {CHECKPOINTS}/."
         )
     return UserError(
         f"no checkpoint of {path} is whole ({' | '.join(passed_over)}); give another run's, or restore these files."

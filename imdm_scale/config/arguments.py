@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from imdm_scale.config.nearest import did_you_mean
@@ -16,6 +16,52 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"Command line: {message}; --help shows the usage.")
+
+
+class Commands:
+    """The commands of a program, each with flags, a usage and examples of its own.
+
+    Args:
+        parser: the program's, whose `prog` is how it is called.
+    """
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+        self._subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        self._parsers: dict[str, argparse.ArgumentParser] = {}
+
+    def add(
+        self, name: str, usage: str, short: str, examples: str, long: str | None = None
+    ) -> argparse.ArgumentParser:
+        """Declares a command; what comes back takes its flags.
+
+        Args:
+            usage: its flags, for the first line of the help.
+            short: what it does, for the program's help.
+            long: the same, for its own help; None is `short` as a sentence.
+        """
+        self._parsers[name] = self._subparsers.add_parser(
+            name,
+            usage=f"{self.parser.prog} {name} {usage}",
+            help=short,
+            description=long or f"{short[0].upper()}{short[1:]}.",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        return self._parsers[name]
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """`command` and that command's own arguments.
+
+        Raises:
+            UserError: no command, or a flag is missing, unknown or has a bad value.
+            SystemExit: after `--help`.
+        """
+        arguments, rest = self.parser.parse_known_args(argv)
+        if rest:
+            raise UserError(unknown_word(rest[0], arguments.command, self._parsers[arguments.command]))
+        return arguments
 
 
 def whole(smallest: int) -> Callable[[str], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imdm_scale.config.architecture import SIZES, architecture_of
 from imdm_scale.config.layout import RoleLayout, run_layout
-from imdm_scale.config.model_folder import is_hub_name, may_hold_model, missing_files
+from imdm_scale.config.model_folder import LATEST, is_hub_name, may_hold_model, missing_files
 from imdm_scale.config.nearest import either, near_files, nearest_numbers
 from imdm_scale.config.ranges import check_ranges
 from imdm_scale.config.tree import Config
@@ -201,7 +201,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_paths(config: Config) -> None:
-    if config.resume not in (None, "latest") and not Path(config.resume).exists():
+    if config.resume not in (None, LATEST) and not Path(config.resume).exists():
         raise UserError(f"resume is {config.resume}, which does not exist; {near_files(Path(config.resume))}")
     for key in ("tokenizer.path", "teacher.path", "train.init_from", "data.continue_from"):
         given = attrgetter(key)(config)

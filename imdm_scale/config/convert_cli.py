@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from imdm_scale.config.arguments import Parser, positive, unknown_word, whole
-from imdm_scale.errors import UserError
+from imdm_scale.config.arguments import Commands, Parser, positive, whole
 
 PROGRAM = "python tools/convert.py"
 MAX_SHARD_SIZE = "5GB"
+MODEL_HELP = "folder of an exported model or of a run, a checkpoint, or a name on the hub"
 
 FROM_REFERENCE_EXAMPLES = """\
 examples:
@@ -78,85 +78,68 @@ def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: after `--help`.
     """
     parser = Parser(prog=PROGRAM, description="Converts models between formats; checks each by its logits.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    parsers: dict[str, argparse.ArgumentParser] = {}
-
-    def command(
-        name: str, usage: str, short: str, examples: str, add: Callable[[argparse.ArgumentParser], None]
-    ) -> None:
-        parsers[name] = commands.add_parser(
-            name,
-            usage=f"{PROGRAM} {name} {usage}",
-            help=short,
-            description=f"{short[0].upper()}{short[1:]}.",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+    commands = Commands(parser)
+    _add_from_reference(
+        commands.add(
+            "from-reference",
+            "--checkpoint PATH --out DIR [...]",
+            "a checkpoint of MDLM, SDTT or IMDM as an exported model",
+            FROM_REFERENCE_EXAMPLES,
         )
-        add(parsers[name])
-
-    command(
-        "from-reference",
-        "--checkpoint PATH --out DIR [...]",
-        "a checkpoint of MDLM, SDTT or IMDM as an exported model",
-        FROM_REFERENCE_EXAMPLES,
-        _add_from_reference,
     )
-    command(
-        "to-reference",
-        "--model DIR --out FILE [--no-check]",
-        "an exported model as a state dict of the reference networks",
-        TO_REFERENCE_EXAMPLES,
-        _add_to_reference,
+    _add_to_reference(
+        commands.add(
+            "to-reference",
+            "--model DIR --out FILE [--no-check]",
+            "an exported model as a state dict of the reference networks",
+            TO_REFERENCE_EXAMPLES,
+        )
     )
-    command(
-        "to-hf",
-        "--checkpoint RUN_OR_CHECKPOINT --out DIR [...]",
-        "a run's checkpoint as an exported model",
-        TO_HF_EXAMPLES,
-        _add_to_hf,
+    _add_to_hf(
+        commands.add(
+            "to-hf",
+            "--checkpoint RUN_OR_CHECKPOINT --out DIR [...]",
+            "a run's checkpoint as an exported model",
+            TO_HF_EXAMPLES,
+        )
     )
-    command(
-        "from-hf",
-        "--model MODEL --out DIR --tp T --pp P [--no-check]",
-        "an exported model as a checkpoint that is cut for a layout",
-        FROM_HF_EXAMPLES,
-        _add_from_hf,
+    _add_from_hf(
+        commands.add(
+            "from-hf",
+            "--model MODEL --out DIR --tp T --pp P [--no-check]",
+            "an exported model as a checkpoint that is cut for a layout",
+            FROM_HF_EXAMPLES,
+        )
     )
-    command(
-        "from-llada",
-        "--model DIR --out DIR [...]",
-        "a folder of LLaDA as an exported model",
-        FROM_LLADA_EXAMPLES,
-        _add_from_llada,
+    _add_from_llada(
+        commands.add(
+            "from-llada",
+            "--model DIR --out DIR [...]",
+            "a folder of LLaDA as an exported model",
+            FROM_LLADA_EXAMPLES,
+        )
     )
-    command(
-        "to-llada",
-        "--model MODEL --out DIR [...]",
-        "a model as a folder of LLaDA",
-        TO_LLADA_EXAMPLES,
-        _add_to_llada,
+    _add_to_llada(
+        commands.add(
+            "to-llada", "--model MODEL --out DIR [...]", "a model as a folder of LLaDA", TO_LLADA_EXAMPLES
+        )
     )
-    command("inspect", "DIR", "what the checkpoints of a run hold", INSPECT_EXAMPLES, _add_path)
-    command("verify", "DIR", "whether the checkpoints of a run are whole", INSPECT_EXAMPLES, _add_path)
-    command(
-        "diff",
-        "FIRST SECOND",
-        "how two checkpoints differ; exit code 1 if they do",
-        INSPECT_EXAMPLES,
-        _add_two,
+    _add_path(commands.add("inspect", "DIR", "what the checkpoints of a run hold", INSPECT_EXAMPLES))
+    _add_path(commands.add("verify", "DIR", "whether the checkpoints of a run are whole", INSPECT_EXAMPLES))
+    _add_two(
+        commands.add(
+            "diff", "FIRST SECOND", "how two checkpoints differ; exit code 1 if they do", INSPECT_EXAMPLES
+        )
     )
-    command(
-        "push",
-        "--model DIR --repo OWNER/NAME [...]",
-        "upload an exported model to the Hugging Face hub",
-        PUSH_EXAMPLES,
-        _add_push,
+    _add_push(
+        commands.add(
+            "push",
+            "--model DIR --repo OWNER/NAME [...]",
+            "upload an exported model to the Hugging Face hub",
+            PUSH_EXAMPLES,
+        )
     )
-    arguments, rest = parser.parse_known_args(argv)
-    if rest:
-        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
-    return arguments
+    return commands.parse(argv)
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
@@ -219,9 +202,6 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("--repo", required=True, metavar="OWNER/NAME", help="repository, which is made if need be")
     add("--private", action="store_true", help="make it a private one")
     add("--revision", metavar="BRANCH", help="branch, which is made if need be (default: the main one)")
-
-
-MODEL_HELP = "folder of an exported model or of a run, a checkpoint, or a name on the hub"
 
 
 def _add_to_hf(parser: argparse.ArgumentParser) -> None:

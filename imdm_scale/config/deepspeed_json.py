@@ -153,6 +153,11 @@ def _check_zero(zero: dict[str, Any], layout: RunLayout, path: Path) -> None:
                 f"where DeepSpeed does not offload; set the stage to {either(range(least, 4))}, or remove the block."
             )
     offloaded = zero.get("offload_optimizer") or {}
+    if offloaded.get("device") == "nvme":
+        raise UserError(
+            f"zero_optimization.offload_optimizer.device is 'nvme' in {path}, but the weights' average and checkpoints "
+            "are made from master weights in memory; set it to cpu."
+        )
     if layout.student.virtual_stages > 1 and offloaded.get("device", "none") != "none":
         raise UserError(
             f"zero_optimization.offload_optimizer.device is {offloaded['device']!r} in {path}, but "

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from imdm_scale.config.arguments import Parser, add_sharing, positive, unknown_word, whole
-from imdm_scale.errors import UserError
+from imdm_scale.config.arguments import Commands, Parser, add_sharing, positive, whole
 
 PROGRAM = "python tools/evaluate.py"
 SAMPLERS = ("ancestral", "coupled", "coupled_argmax")
@@ -55,43 +54,29 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description="How good is a model? Scores with their uncertainty.")
     # Which DeepSpeed's launcher puts first.
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, usage: str, short: str, examples: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            usage=f"{PROGRAM} {name} {usage}",
-            help=short,
-            description=f"{short[0].upper()}{short[1:]}.",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    parsers = {
-        "generate": command(
+    commands = Commands(parser)
+    _add_generate(
+        commands.add(
             "generate",
             "--model DIR [...]",
             "sample and score: generative perplexity, entropy, their frontier, diversity, MAUVE",
             GENERATE_EXAMPLES,
-        ),
-        "likelihood": command(
+        )
+    )
+    _add_likelihood(
+        commands.add(
             "likelihood",
             "--model DIR [--data PATH ...] [...]",
             "the likelihood bound on validation and zero-shot text",
             LIKELIHOOD_EXAMPLES,
-        ),
-        "report": command(
+        )
+    )
+    _add_report(
+        commands.add(
             "report", "RUN [RUN ...] [--out DIR]", "one page that compares evaluations", REPORT_EXAMPLES
-        ),
-    }
-    _add_generate(parsers["generate"])
-    _add_likelihood(parsers["likelihood"])
-    _add_report(parsers["report"])
-    arguments, rest = parser.parse_known_args(argv)
-    if rest:
-        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
-    return arguments
+        )
+    )
+    return commands.parse(argv)
 
 
 def _add_model(parser: argparse.ArgumentParser, samples: str) -> None:

@@ -9,6 +9,13 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 """Which tensor is in which file, where the weights are more than one."""
+CHECKPOINTS, STUDENT = "checkpoints", "student"
+"""Of a run's folder: where its checkpoints are, and its exported student."""
+MANIFEST_FILE = "manifest.json"
+"""Of a checkpoint: what it says of itself."""
+LATEST = "latest"
+"""Of the folder of checkpoints: the file that names the one finished last. As `resume`: the newest whole one of
+run_dir."""
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -26,5 +33,5 @@ def is_hub_name(name: str) -> bool:
 
 def may_hold_model(folder: Path) -> bool:
     """Whether a folder holds a model: an exported one, a checkpoint, or a run with either."""
-    is_run = (folder / "checkpoints").is_dir() or not missing_files(folder / "student")
-    return not missing_files(folder) or is_run or (folder / "manifest.json").is_file()
+    is_run = (folder / CHECKPOINTS).is_dir() or not missing_files(folder / STUDENT)
+    return not missing_files(folder) or is_run or (folder / MANIFEST_FILE).is_file()

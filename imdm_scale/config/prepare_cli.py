@@ -7,8 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from imdm_scale.config.arguments import Parser, unknown_word, whole
-from imdm_scale.errors import UserError
+from imdm_scale.config.arguments import Commands, Parser, whole
 
 PROGRAM = "python tools/prepare_data.py"
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
@@ -58,58 +57,47 @@ def parse_prepare_arguments(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: after `--help`.
     """
     parser = Parser(prog=PROGRAM, description="Text to token shards for training, and a look at them.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, usage: str, short: str, long: str, examples: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            usage=f"{PROGRAM} {name} {usage}",
-            help=short,
-            description=long,
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    parsers = {
-        "prepare": command(
+    commands = Commands(parser)
+    _add_prepare(
+        commands.add(
             "prepare",
             "[--source PATH_OR_HUB_NAME] [--tokenizer PATH_OR_NAME] --out DIR [...]",
             "text to a folder of token shards",
-            "Tokenises documents, packs them into blocks of equal length and writes these as shards with a manifest.",
             PREPARE_EXAMPLES,
-        ),
-        "train-tokenizer": command(
+            long="Tokenises documents, packs them into blocks of equal length and writes these as shards with a "
+            "manifest.",
+        )
+    )
+    _add_train_tokenizer(
+        commands.add(
             "train-tokenizer",
             "[--source PATH_OR_HUB_NAME] --vocab-size N --out FILE.model [...]",
             "train a sentencepiece tokenizer",
-            "Trains a sentencepiece tokenizer on the train split of any source.",
             TRAIN_TOKENIZER_EXAMPLES,
-        ),
-        "verify": command(
+            long="Trains a sentencepiece tokenizer on the train split of any source.",
+        )
+    )
+    _add_verify(
+        commands.add(
             "verify",
             "DIR_OR_URL [...]",
             "is a prepared folder whole?",
-            "Reads every byte of a prepared folder: sizes, SHA-256 and counts against the manifest, ids against the "
-            "tokenizer;\nshows which tokens there are and some blocks as text. Lists every damage, not only the first.",
             VERIFY_EXAMPLES,
-        ),
-        "stats": command(
+            long="Reads every byte of a prepared folder: sizes, SHA-256 and counts against the manifest, ids against "
+            "the tokenizer;\nshows which tokens there are and some blocks as text. Lists every damage, not only the "
+            "first.",
+        )
+    )
+    _add_stats(
+        commands.add(
             "stats",
             "DIR_OR_URL [--out PLOT.png] [...]",
             "what is in a prepared folder?",
-            "Counts, entropies and token frequencies of a prepared folder, as a table and a plot.",
             STATS_EXAMPLES,
-        ),
-    }
-    _add_prepare(parsers["prepare"])
-    _add_train_tokenizer(parsers["train-tokenizer"])
-    _add_verify(parsers["verify"])
-    _add_stats(parsers["stats"])
-    arguments, rest = parser.parse_known_args(argv)
-    if rest:
-        raise UserError(unknown_word(rest[0], arguments.command, parsers[arguments.command]))
-    return arguments
+            long="Counts, entropies and token frequencies of a prepared folder, as a table and a plot.",
+        )
+    )
+    return commands.parse(argv)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from imdm_scale.distill.replica_stream import ReplicaStream
 from imdm_scale.distill.states import StateSource
 from imdm_scale.distill.teaching import ColocatedTargets, RemoteTargets, Targets, TeacherService
 from imdm_scale.distill.visits import VisitingNetwork, Visitor
+from imdm_scale.hf.export import DTYPES
 from imdm_scale.model.head import FrozenHead, head_names
 from imdm_scale.parallel.compat import default_store
 from imdm_scale.parallel.engine import ModelEngine, Student, Teacher, teacher_ds_config
@@ -31,7 +32,6 @@ from imdm_scale.parallel.layout import RoleGroups, RunGroups
 from imdm_scale.parallel.network import build_module
 from imdm_scale.parallel.transport import Dealing, traffic
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WholeTensor = Callable[[str], Tensor]
 """Canonical name -> whole tensor."""
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from imdm_scale.checkpoint.weights import folder_weights
 from imdm_scale.config.layout import RoleLayout, RunLayout
-from imdm_scale.distill.build import DTYPES, build_teacher
+from imdm_scale.distill.build import build_teacher
 from imdm_scale.errors import UserError
 from imdm_scale.evaluate.exported import ExportedModel
-from imdm_scale.hf.export import RANKS
+from imdm_scale.hf.export import DTYPES, RANKS
 from imdm_scale.hf.weight_files import open_weights
 from imdm_scale.parallel.engine import Teacher
 from imdm_scale.parallel.layout import build_groups

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from imdm_scale.checkpoint.background import supersede
 from imdm_scale.checkpoint.manifest import Manifest
-from imdm_scale.checkpoint.verify import FOLDER, candidates, damages, none_whole
+from imdm_scale.checkpoint.verify import candidates, damages, none_whole
 from imdm_scale.config.architecture import Architecture
+from imdm_scale.config.model_folder import CHECKPOINTS, LATEST
 from imdm_scale.config.tree import Config
 from imdm_scale.data.place import Place
 from imdm_scale.data.stream import Stream
@@ -21,8 +22,6 @@ from imdm_scale.distill.loop import Progress
 from imdm_scale.distill.training_data import told_by
 from imdm_scale.errors import UserError
 
-LATEST = "latest"
-"""Value of `resume` that names the run's own folder."""
 DEPENDED_ON = (
     "seed",
     "train.global_batch_size",
@@ -69,7 +68,7 @@ class Resumed:
 
     def lies_in(self, run_dir: Path) -> bool:
         """Whether it is one of the run's own."""
-        return self.folder.resolve().parent == (run_dir / FOLDER).resolve()
+        return self.folder.resolve().parent == (run_dir / CHECKPOINTS).resolve()
 
 
 def find_resumed(config: Config, main_rank: int, console: Console) -> Resumed | None:

@@ -15,12 +15,12 @@ import yaml
 from rich.console import Console
 
 from imdm_scale.assets import TEACHER
-from imdm_scale.checkpoint.stored_model import STUDENT, locate_model
+from imdm_scale.checkpoint.stored_model import locate_model
 from imdm_scale.checkpoint.weights import folder_weights, fresh_weights
 from imdm_scale.config.architecture import Architecture, architecture_of
 from imdm_scale.config.layout import run_layout
 from imdm_scale.config.layout_table import layout_table
-from imdm_scale.config.model_folder import is_hub_name
+from imdm_scale.config.model_folder import STUDENT, is_hub_name
 from imdm_scale.config.tree import Config
 from imdm_scale.data.durable import write_whole
 from imdm_scale.distill.build import Parts, build_parts

@@ -15,9 +15,9 @@ from imdm_scale.checkpoint.description import write_description
 from imdm_scale.checkpoint.facts import run_facts
 from imdm_scale.checkpoint.manifest import Manifest
 from imdm_scale.checkpoint.save import export_model
-from imdm_scale.checkpoint.stored_model import STUDENT, open_model
-from imdm_scale.checkpoint.verify import FOLDER
+from imdm_scale.checkpoint.stored_model import open_model
 from imdm_scale.config.layout import RoleLayout, RunLayout
+from imdm_scale.config.model_folder import CHECKPOINTS, STUDENT
 from imdm_scale.config.tree import Config
 from imdm_scale.data.durable import partial_path
 from imdm_scale.data.place import Place
@@ -73,7 +73,7 @@ class RunSaver:
         self.made_by["began as"] = self.began_as
         self._source_record: dict[str, Any] | None = None
         self.writer = CheckpointWriter(
-            run_dir / FOLDER,
+            run_dir / CHECKPOINTS,
             student.groups.layout.ranks,
             student.groups.everyone,
             Retention(config.train.keep_last, config.train.keep_every),

@@ -37,6 +37,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration_imdm.ImdmConfig",
     "AutoModelForMaskedLM": "modeling_imdm.ImdmForMaskedLM",
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Precisions by the names that settings and flags have for them."""
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

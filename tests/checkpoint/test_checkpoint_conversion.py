@@ -15,7 +15,8 @@ from torch import Tensor
 
 from imdm_scale.checkpoint.split import write_split
 from imdm_scale.checkpoint.stored_model import locate_model, open_model
-from imdm_scale.checkpoint.verify import FOLDER, name_of
+from imdm_scale.checkpoint.verify import name_of
+from imdm_scale.config.model_folder import CHECKPOINTS
 from imdm_scale.data.tokenizer import load_tokenizer
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import config_from_architecture
@@ -53,7 +54,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ARCHITECTURE, tokenizer_fingerprint=TOKENIZER.fingerprint, bos_token_id=TOKENIZER.bos_id
     )
     for step, tp, pp in ((5, 4, 1), (10, 2, 2)):
-        folder = place / FOLDER / name_of(step)
+        folder = place / CHECKPOINTS / name_of(step)
         files = sorted(words.iterdir())
         write_split(folder, config, number, tp=tp, pp=pp, kinds=KINDS, tokenizer_files=files)
     return place
@@ -65,7 +66,7 @@ def test_to_hf_and_from_hf(run_dir: Path, tmp_path: Path) -> None:
     found = load_file(tmp_path / "hf" / "model.safetensors")
     assert all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
 
-    older = run_dir / FOLDER / name_of(5)
+    older = run_dir / CHECKPOINTS / name_of(5)
     code, _ = convert("to-hf", "--checkpoint", older, "--out", tmp_path / "tp4", "--no-check")
     for name in ("model.safetensors", "config.json", "README.md", "tokenizer.model"):
         assert (tmp_path / "tp4" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
@@ -125,19 +126,19 @@ def test_inspect_verify_and_diff(run_dir: Path, tmp_path: Path) -> None:
     code, said = convert("verify", run_dir)
     assert code == 0 and said.count("whole, ") == 2
 
-    first, second = (run_dir / FOLDER / name_of(step) for step in (5, 10))
+    first, second = (run_dir / CHECKPOINTS / name_of(step) for step in (5, 10))
     code, said = convert("diff", first, second)
     assert code == 1 and "layout.tp: 4 | 2" in said and "tensors differ" not in said
     assert convert("diff", first, first) == (0, "")
 
     copy = shutil.copytree(run_dir, tmp_path / "run")
-    shard = copy / FOLDER / name_of(10) / "student-00002.safetensors"
+    shard = copy / CHECKPOINTS / name_of(10) / "student-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     code, said = convert("verify", copy)
     assert code == 2 and f"{shard.name} has been changed" in said and "error: damaged: step-00000010" in said
-    code, said = convert("diff", copy / FOLDER / name_of(10), second)
+    code, said = convert("diff", copy / CHECKPOINTS / name_of(10), second)
     assert code == 1 and "1 of" in said and "tensors differ" in said
     code, said = convert("to-hf", "--checkpoint", copy, "--out", tmp_path / "hf", "--no-check")
     assert code == 0 and "passed over" in said and "step-00000005, moving averages" in said
@@ -172,12 +173,12 @@ def test_networks_that_differ_are_not_compared(run_dir: Path, tmp_path: Path) ->
     other = tmp_path / "other"
     network = plain_network(tiny())
     write_split(other, network.config, lambda kind, name: weights_of(network)[name], tp=1, pp=1)
-    code, said = convert("diff", run_dir / FOLDER / name_of(5), other)
+    code, said = convert("diff", run_dir / CHECKPOINTS / name_of(5), other)
     assert code == 2 and "architecture.num_layers: 4 | 2" in said and "different networks" in said
 
 
 def test_where_a_model_may_be(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newest = run_dir / FOLDER / name_of(10)
+    newest = run_dir / CHECKPOINTS / name_of(10)
     assert locate_model(str(run_dir), "teacher.path") == newest
     assert locate_model(str(newest), "teacher.path") == newest
     assert torch.equal(open_model(newest).tensor("head.bias"), WEIGHTS["head.bias"]), "the averages"

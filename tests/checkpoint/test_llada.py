@@ -10,108 +10,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from imdm_scale.checkpoint.llada import llada_names, read_llada, write_llada
 from imdm_scale.checkpoint.llada_reference import check_llada, llada_logits
-from imdm_scale.checkpoint.weights import Source, folder_weights
+from imdm_scale.checkpoint.weights import folder_weights
 from imdm_scale.config.architecture import Architecture
 from imdm_scale.config.model_folder import INDEX_FILE as INDEX
 from imdm_scale.config.model_folder import WEIGHTS_FILE as ONE_FILE
-from imdm_scale.errors import UserError
 from imdm_scale.hf.export import config_from_architecture, save_folder
 from imdm_scale.hf.modeling_imdm import ImdmForMaskedLM
 from imdm_scale.model.weights import canonical_shapes
-from tests.tiny import plain_network, tiny
+from tests.checkpoint.llada_folder import CONFIG, random_tensors, refusal
 from tools.convert import main as convert
-
-CONFIG: dict[str, Any] = {
-    # The fields of GSAI-ML/LLaDA-8B-Base, with its sizes made small.
-    "activation_type": "silu",
-    "alibi": False,
-    "alibi_bias_max": 8.0,
-    "architectures": ["LLaDAModelLM"],
-    "attention_dropout": 0.0,
-    "attention_layer_norm": False,
-    "attention_layer_norm_with_affine": True,
-    "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "d_model": 32,
-    "embedding_dropout": 0.0,
-    "embedding_size": 64,
-    "eos_token_id": 3,
-    "flash_attention": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "mask_token_id": 50,
-    "max_sequence_length": 24,
-    "mlp_hidden_size": 56,
-    "mlp_ratio": 4,
-    "model_type": "llada",
-    "multi_query_attention": None,
-    "n_heads": 4,
-    "n_kv_heads": 4,
-    "n_layers": 3,
-    "residual_dropout": 0.0,
-    "rms_norm_eps": 1e-05,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_theta": 500000.0,
-    "scale_logits": False,
-    "vocab_size": 60,
-    "weight_tying": False,
-}
-
-
-def random_tensors(dtype: torch.dtype) -> dict[str, Tensor]:
-    """LLaDA's tensors by its names, none of them zero or one."""
-    generator = torch.Generator().manual_seed(0)
-    width, inner, rows = CONFIG["d_model"], CONFIG["mlp_hidden_size"], CONFIG["embedding_size"]
-    shapes: dict[str, tuple[int, ...]] = {"wte": (rows, width), "ln_f": (width,), "ff_out": (rows, width)}
-    for i in range(CONFIG["n_layers"]):
-        of_block = dict.fromkeys(("q_proj", "k_proj", "v_proj", "attn_out"), (width, width))
-        of_block |= {"attn_norm": (width,), "ff_norm": (width,)}
-        of_block |= {"ff_proj": (inner, width), "up_proj": (inner, width), "ff_out": (width, inner)}
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in of_block.items()}
-    tensors = {}
-    for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator)
-        value = 1 + 0.2 * noise if len(shape) == 1 else 0.2 * noise
-        tensors[f"model.transformer.{name}.weight"] = value.to(dtype)
-    return tensors
-
-
-def describe(folder: Path, **changes: Any) -> None:
-    fields = {name: value for name, value in {**CONFIG, **changes}.items() if value != "absent"}
-    (folder / "config.json").write_text(json.dumps(fields))
-
-
-@pytest.fixture
-def llada(tmp_path: Path) -> Callable[..., Path]:
-    """Factory of a LLaDA folder in two files."""
-
-    def make(dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        folder = tmp_path / "llada"
-        folder.mkdir()
-        tensors = random_tensors(dtype)
-        names = list(tensors)
-        files = {"a.safetensors": names[:11], "b.safetensors": names[11:]}
-        for file, held in files.items():
-            save_file({name: tensors[name] for name in held}, folder / file)
-        where = {name: file for file, held in files.items() for name in held}
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
-        (folder / "tokenizer.json").write_text("{}")
-        (folder / "modeling_llada.py").write_text("# theirs\n")
-        describe(folder, **changes)
-        return folder
-
-    return make
 
 
 def converted(folder: Path, vocab_size: int | None = None) -> ImdmForMaskedLM:
@@ -119,12 +30,6 @@ def converted(folder: Path, vocab_size: int | None = None) -> ImdmForMaskedLM:
     model = ImdmForMaskedLM(config_from_architecture(architecture))
     model.load_state_dict({name: source(name).float() for name in canonical_shapes(architecture)})
     return model.eval()
-
-
-def refusal(function: Callable[..., Any], *arguments: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    return str(caught.value)
 
 
 def test_architecture(llada: Callable[..., Path]) -> None:
@@ -315,106 +220,6 @@ def test_a_llada_teacher_becomes_a_student(llada: Callable[..., Path], tmp_path:
         assert torch.equal(model(ids_BL).logits, teacher(ids_BL).logits)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model_type": "llama"}, "its model_type is not 'llada'"),
-        ({"n_kv_heads": 2}, "n_kv_heads is 2"),
-        ({"n_kv_heads": None, "multi_query_attention": True}, "multi_query_attention is true"),
-        ({"alibi": True}, "alibi is true"),
-        ({"rope": False}, "rope is false"),
-        ({"rope": "absent"}, "rope is false"),
-        ({"weight_tying": True}, "weight_tying is true"),
-        ({"weight_tying": "absent"}, "weight_tying is true"),
-        ({"include_bias": True}, "include_bias is true"),
-        ({"include_qkv_bias": True}, "include_qkv_bias is true"),
-        ({"bias_for_layer_norm": True}, "bias_for_layer_norm is true"),
-        ({"layer_norm_type": "gemma_rms"}, 'layer_norm_type is "gemma_rms"'),
-        ({"layer_norm_with_affine": False}, "layer_norm_with_affine is false"),
-        ({"attention_layer_norm": True}, "attention_layer_norm is true"),
-        ({"block_type": "sequential"}, 'block_type is "sequential"'),
-        ({"block_group_size": 2}, "block_group_size is 2"),
-        ({"activation_type": "gelu"}, 'activation_type is "gelu"'),
-        ({"input_emb_norm": True}, "input_emb_norm is true"),
-        ({"scale_logits": True}, "scale_logits is true"),
-        ({"n_heads": 5, "n_kv_heads": 5}, "n_heads is 5"),
-        ({"n_layers": "absent"}, "n_layers is null"),
-        ({"d_model": "32"}, 'd_model is "32"'),
-        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
-        ({"mask_token_id": 64}, "mask_token_id is 64"),
-        ({"mask_token_id": None}, "mask_token_id is null"),
-        ({"n_layers": 4}, "no model.transformer.blocks.3.attn_norm.weight of shape (32,)"),
-        ({"mlp_hidden_size": None}, "ff_proj.weight of shape (128, 32)"),
-        ({"n_layers": 2}, "no place in LLaDA's network: model.transformer.blocks.2.attn_norm.weight"),
-    ],
-)
-def test_what_cannot_be_imported(llada: Callable[..., Path], changes: dict[str, Any], words: str) -> None:
-    folder = llada(**changes)
-    message = refusal(read_llada, folder)
-    assert words in message and str(folder) in message and "\n" not in message
-
-
-def test_damaged_folders(llada: Callable[..., Path], tmp_path: Path) -> None:
-    folder = llada()
-    whole = (folder / "b.safetensors").read_bytes()
-    (folder / "b.safetensors").write_bytes(whole[:1000])
-    assert "b.safetensors cannot be read as safetensors" in refusal(read_llada, folder)
-    (folder / "b.safetensors").unlink()
-    assert "b.safetensors cannot be read as safetensors" in refusal(read_llada, folder)
-    save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
-    assert f"{INDEX} and the files beside it disagree about" in refusal(read_llada, folder)
-    (folder / INDEX).write_text("[]")
-    assert f"{INDEX} cannot be read as an index" in refusal(read_llada, folder)
-    (folder / INDEX).unlink()
-    assert f"{ONE_FILE} cannot be read" in refusal(read_llada, folder)
-    (folder / "config.json").write_text("{")
-    assert "is not the configuration of a LLaDA model" in refusal(read_llada, folder)
-    assert "is not the configuration of a LLaDA model" in refusal(read_llada, tmp_path / "nowhere")
-
-
-LLAMA = tiny(norm="rmsnorm", mlp="swiglu", bias=False, noise_dim=0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"norm": "layernorm"}, 'norm is "layernorm"'),
-        ({"mlp": "gelu"}, 'mlp is "gelu"'),
-        ({"bias": True}, "bias is true"),
-        ({"qk_norm": True}, "qk_norm is true"),
-        ({"attention_softcap": 5.0}, "attention_softcap is 5.0"),
-        ({"noise_dim": 6}, "noise_dim is 6"),
-        ({"noise_dim": 1, "num_masks": 5}, "noise_dim is 1"),
-    ],
-)
-def test_what_cannot_be_exported(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    architecture = Architecture(**{**vars(LLAMA), **changes})
-    message = refusal(write_llada, tmp_path / "back", architecture, weights(architecture))
-    assert words in message and not (tmp_path / "back").exists()
-
-
-def weights(architecture: Architecture) -> Source:
-    return plain_network(architecture).state_dict().__getitem__
-
-
-def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path: Path) -> None:
-    folder = tmp_path / "back"
-    folder.mkdir()
-    (folder / "mine").write_text("")
-    assert "exists and is not empty" in refusal(write_llada, folder, LLAMA, weights(LLAMA))
-    (folder / "mine").unlink()
-
-    def failing(name: str) -> Tensor:
-        if name == "head.weight":
-            raise OSError(28, "No space left on device")
-        return weights(LLAMA)(name)
-
-    assert "No space left on device" in refusal(write_llada, folder, LLAMA, failing)
-    assert list(tmp_path.rglob("*")) == [folder]
-    write_llada(folder, LLAMA, weights(LLAMA))
-    assert read_llada(folder)[0] == LLAMA
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_tool_converts_there_and_back(
     llada: Callable[..., Path], tmp_path: Path, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
@@ -432,16 +237,3 @@ def test_the_tool_converts_there_and_back(
     for name in canonical_shapes(expected[0]):
         assert found[1](name).dtype == dtype and torch.equal(found[1](name), expected[1](name))
     assert (tmp_path / "ours" / INDEX).is_file() and (tmp_path / "back" / INDEX).is_file()
-
-
-def test_the_tool_refuses_in_one_sentence(
-    llada: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = llada()
-    assert convert(["from-llada", "--model", str(folder), "--out", str(tmp_path / "ours")]) == 2
-    assert "tokenizer" in capsys.readouterr().err
-    assert convert(["from-llada", "--model", str(tmp_path), "--out", str(tmp_path / "ours")]) == 2
-    assert "is not the configuration of a LLaDA model" in capsys.readouterr().err
-    assert convert(["to-llada", "--model", str(folder), "--out", str(tmp_path / "back")]) == 2
-    assert "from-llada" in capsys.readouterr().err
-    assert not (tmp_path / "ours").exists() and not (tmp_path / "back").exists()

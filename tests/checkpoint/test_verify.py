@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imdm_scale.checkpoint.background import Retention, remove_unfinished, supersede
-from imdm_scale.checkpoint.manifest import FILE_NAME, DamagedCheckpoint, Manifest
+from imdm_scale.checkpoint.manifest import DamagedCheckpoint, Manifest
 from imdm_scale.checkpoint.split import write_split
-from imdm_scale.checkpoint.verify import FOLDER, LATEST, candidates, damages, name_of, newest_whole
+from imdm_scale.checkpoint.verify import candidates, damages, name_of, newest_whole
+from imdm_scale.config.model_folder import CHECKPOINTS, LATEST, MANIFEST_FILE
 from imdm_scale.errors import UserError
 from imdm_scale.hf.export import config_from_architecture
 from imdm_scale.model.weights import canonical_shapes
@@ -32,13 +33,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run")
     for step in (OLD, NEW):
         write_split(
-            run_dir / FOLDER / name_of(step),
+            run_dir / CHECKPOINTS / name_of(step),
             config_from_architecture(tiny()),
             lambda kind, name: torch.rand(canonical_shapes(tiny())[name]),
             tp=2,
             pp=1,
         )
-    (run_dir / FOLDER / LATEST).write_text(name_of(NEW) + "\n")
+    (run_dir / CHECKPOINTS / LATEST).write_text(name_of(NEW) + "\n")
     return run_dir
 
 
@@ -66,21 +67,21 @@ def delete(name: str) -> Callable[[Path], None]:
 
 
 def another_format(folder: Path) -> None:
-    text = (folder / FILE_NAME).read_text()
-    (folder / FILE_NAME).write_text(text.replace('"format": 1', '"format": 99'))
+    text = (folder / MANIFEST_FILE).read_text()
+    (folder / MANIFEST_FILE).write_text(text.replace('"format": 1', '"format": 99'))
 
 
 def empty_manifest(folder: Path) -> None:
-    (folder / FILE_NAME).write_text("")
+    (folder / MANIFEST_FILE).write_text("")
 
 
 DAMAGE = {
     "truncated": (truncate, f"{SHARD} has 100 bytes, but the manifest says"),
     "a bit of a shard": (flip_a_bit(SHARD), f"{SHARD} has been changed"),
     "a bit of the configuration": (flip_a_bit("model/config.json"), "model/config.json has been changed"),
-    "a bit of the manifest": (flip_a_bit(FILE_NAME), FILE_NAME),
+    "a bit of the manifest": (flip_a_bit(MANIFEST_FILE), MANIFEST_FILE),
     "a missing shard": (delete(SHARD), f"{SHARD} is missing"),
-    "no manifest": (delete(FILE_NAME), "cannot be read"),
+    "no manifest": (delete(MANIFEST_FILE), "cannot be read"),
     "an empty manifest": (empty_manifest, "is damaged"),
     "a later format": (another_format, "format 99"),
 }
@@ -90,9 +91,9 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_passed_over(
     run_dir: Path, damage: Callable[[Path], None], words: str
 ) -> None:
-    damage(run_dir / FOLDER / name_of(NEW))
+    damage(run_dir / CHECKPOINTS / name_of(NEW))
     folder, _, passed_over = newest_whole(run_dir)
-    assert folder == run_dir / FOLDER / name_of(OLD)
+    assert folder == run_dir / CHECKPOINTS / name_of(OLD)
     assert len(passed_over) == 1 and words in passed_over[0] and name_of(NEW) in passed_over[0]
     damage(folder)
     with pytest.raises(UserError, match=r"no checkpoint of .* is whole"):
@@ -100,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_any_changed_byte_of_any_file_is_seen(original: Path) -> None:
-    folder = original / FOLDER / name_of(NEW)
+    folder = original / CHECKPOINTS / name_of(NEW)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
     @settings(max_examples=200)
@@ -129,17 +130,17 @@ def test_any_changed_byte_of_any_file_is_seen(original: Path) -> None:
 
 @pytest.mark.parametrize("latest", [None, name_of(OLD), "step-99999999", "nonsense"])
 def test_what_latest_says_does_not_matter(run_dir: Path, latest: str | None) -> None:
-    (run_dir / FOLDER / LATEST).unlink()
+    (run_dir / CHECKPOINTS / LATEST).unlink()
     if latest is not None:
-        (run_dir / FOLDER / LATEST).write_text(latest)
+        (run_dir / CHECKPOINTS / LATEST).write_text(latest)
     assert newest_whole(run_dir)[1] is not None
     assert newest_whole(run_dir)[0].name == name_of(NEW)
 
 
 def test_what_a_path_may_name(run_dir: Path, tmp_path: Path) -> None:
-    new = run_dir / FOLDER / name_of(NEW)
+    new = run_dir / CHECKPOINTS / name_of(NEW)
     assert [path.name for path in candidates(run_dir)] == [name_of(NEW), name_of(OLD)]
-    assert candidates(run_dir / FOLDER) == candidates(run_dir)
+    assert candidates(run_dir / CHECKPOINTS) == candidates(run_dir)
     assert candidates(new) == [new]
     assert candidates(tmp_path / "nowhere") == []
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -149,7 +150,7 @@ def test_what_a_path_may_name(run_dir: Path, tmp_path: Path) -> None:
 
 
 def test_unfinished_folders_are_removed_and_nothing_else(run_dir: Path) -> None:
-    root = run_dir / FOLDER
+    root = run_dir / CHECKPOINTS
     before = set(root.iterdir())
     (root / ".step-00000015.partial" / "model").mkdir(parents=True)
     assert newest_whole(run_dir)[0].name == name_of(NEW)
@@ -167,7 +168,7 @@ def test_what_is_kept(steps: set[int], keep_last: int, keep_every: int) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(run_dir: Path) -> None:
-    folder = run_dir / FOLDER / name_of(NEW)
+    folder = run_dir / CHECKPOINTS / name_of(NEW)
     (folder / SHARD).unlink()
     os.mkdir(folder / SHARD)
     found = list(damages(folder, Manifest.read(folder).files.items()))

@@ -131,6 +131,12 @@ def test_unknown_keys() -> None:
     assert "DeepSpeed's documentation" in refusal({"xyzzy": 1})
 
 
+def test_masters_on_nvme_are_refused() -> None:
+    block = {"device": "nvme", "nvme_path": "/scratch"}
+    message = refusal({"zero_optimization": {"stage": 3, "offload_optimizer": block}})
+    assert "offload_optimizer.device is 'nvme'" in message and "set it to cpu" in message
+
+
 @pytest.mark.parametrize("stage", [4, -1, "3", 2.0, True, None])
 def test_stage(stage: Any) -> None:
     message = refusal({"zero_optimization": {"stage": stage}})

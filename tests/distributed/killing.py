@@ -17,7 +17,8 @@ from typing import Any
 from unittest import mock
 
 from imdm_scale.checkpoint.manifest import Manifest
-from imdm_scale.checkpoint.verify import FOLDER, LATEST, newest_whole
+from imdm_scale.checkpoint.verify import newest_whole
+from imdm_scale.config.model_folder import CHECKPOINTS, LATEST
 from tests.distributed.pool import Ended, RankPool
 from tests.distributed.product import Run, train_product
 
@@ -142,13 +143,13 @@ def _label(place: str, name: str) -> str:
 
 def finished_step(folder: Path) -> int:
     """The update whose checkpoint is said to be finished; 0 where none is."""
-    latest = folder / "run" / FOLDER / LATEST
+    latest = folder / "run" / CHECKPOINTS / LATEST
     return int(latest.read_text().removeprefix("step-")) if latest.exists() else 0
 
 
 def whole_step(folder: Path) -> int:
     """The update of the newest whole checkpoint; 0 where there is none."""
-    root = folder / "run" / FOLDER
+    root = folder / "run" / CHECKPOINTS
     if not root.is_dir() or not any(root.glob("step-*")):
         return 0
     found: Manifest = newest_whole(folder / "run")[1]

@@ -52,6 +52,11 @@ def branch(saved: Path, folder: Path) -> Path:
     return folder
 
 
+def export(checkpoint: Path, out: Path) -> None:
+    """The checkpoint's averaged weights, as `tools/convert.py to-hf` writes them."""
+    to_hf(checkpoint, out, kind=None, dtype=None, max_shard_size="5GB", check=False, say=lambda line: None)
+
+
 @pytest.fixture(scope="module")
 def finished(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[Run, Path]:
     """Every run of SAVED, uninterrupted."""
@@ -111,15 +116,7 @@ def test_every_layout_saves_and_exports_the_same(
     copy = tmp_path / "run" / "checkpoints" / origin.name
     assert not [line for line in diff(origin, copy) if "tensors differ" in line]
     for checkpoint, name in ((origin, "origin"), (copy, "copy")):
-        to_hf(
-            checkpoint,
-            tmp_path / name,
-            kind=None,
-            dtype=None,
-            max_shard_size="5GB",
-            check=False,
-            say=lambda line: None,
-        )
+        export(checkpoint, tmp_path / name)
     student = tmp_path / "run" / "student"
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
         expected = (tmp_path / "origin" / name).read_bytes()
@@ -136,15 +133,7 @@ def test_a_run_and_a_checkpoint_may_be_the_teacher(
     run = Run((f"teacher.path={name}", "train.max_steps=2", *student(2), *micro_batches(2, 1)), 3, 2)
     go(pool, run, tmp_path)
     step = 29 if what == "run" else SAVED_AT
-    to_hf(
-        origin / "checkpoints" / f"step-{step:08d}",
-        tmp_path / "teacher",
-        kind=None,
-        dtype=None,
-        max_shard_size="5GB",
-        check=False,
-        say=lambda line: None,
-    )
+    export(origin / "checkpoints" / f"step-{step:08d}", tmp_path / "teacher")
     (tmp_path / "exported").mkdir()
     shutil.copytree(tmp_path / "teacher", tmp_path / "exported" / "teacher")
     again = Run(("train.max_steps=2", *student(2), *micro_batches(2, 1)), 3, 2)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from imdm_scale.checkpoint.verify import FOLDER, name_of, newest_whole
+from imdm_scale.checkpoint.verify import name_of, newest_whole
+from imdm_scale.config.model_folder import CHECKPOINTS
 from imdm_scale.parallel.process import FAILURE_EXIT_CODE, USER_ERROR_EXIT_CODE
 from tests.distributed.killing import launch
 from tests.distributed.layouts import micro_batches, student
@@ -48,7 +49,7 @@ def fill_the_disk(folder: Path) -> None:
 
 def protect(folder: Path) -> None:
     """The folder of checkpoints is not for this user to write."""
-    os.chmod(folder / "run" / FOLDER, 0o555)
+    os.chmod(folder / "run" / CHECKPOINTS, 0o555)
     if os.geteuid() == 0:
         os.seteuid(65534)
 
@@ -76,7 +77,7 @@ def train_with_a_fault(config: Any, stage: int, fault: Callable[[Path], None], f
 
 def wait_for_the_first(folder: Path) -> None:
     """The checkpoint after update 2 is written in the background; the fault must come after it."""
-    while not (folder / "run" / FOLDER / "latest").exists():
+    while not (folder / "run" / CHECKPOINTS / "latest").exists():
         time.sleep(0.01)
 
 
@@ -100,7 +101,7 @@ def test_a_failed_save_is_loud_and_loses_nothing(
     assert len(errors) == 1 and words in errors[0] and "go on with resume=latest" in errors[0], ended.output
     assert "Traceback" not in ended.output
     assert sorted(ended.exit_codes, reverse=True) in (REFUSED, [USER_ERROR_EXIT_CODE] * 2)
-    os.chmod(folder / "run" / FOLDER, 0o755)
+    os.chmod(folder / "run" / CHECKPOINTS, 0o755)
     assert newest_whole(folder / "run")[1].step == 2
     assert launch(pool, RUN, folder, None, ONE_TEACHER).exit_codes == [0, 0]
     assert list(losses_of(folder)) == [1, 2, 3, 4, 5, 6]
@@ -117,7 +118,7 @@ def errors_of(ended: Ended) -> str:
 def test_what_a_run_goes_on_from(pool: RankPool, folder: Path) -> None:
     """One run, and all that can be wrong with going on from it."""
     pool.run(train_product, RUN.world_size, config=RUN.config(folder), stage=RUN.stage)
-    root = folder / "run" / FOLDER
+    root = folder / "run" / CHECKPOINTS
     assert sorted(path.name for path in root.iterdir()) == ["latest", name_of(6)], "keep_last is 1"
     kept = shutil.copytree(root / name_of(6), root / name_of(4))  # a second one, for the damage below
     (kept / "manifest.json").write_text((kept / "manifest.json").read_text()[:-40])
