@@ -99,9 +99,8 @@ class CheckpointWriter:
         partial = partial_path(self.root / name_of(step))
         if self.index == 0:
             self._make_partial(partial)
-        dist.barrier(
-            self.group
-        )  # nobody writes before the folder is there, or while the one before is unfinished
+        # Nobody writes before the folder is there, or while the checkpoint before is unfinished.
+        dist.barrier(self.group)
         self.last_step = step
 
         def write() -> None:
