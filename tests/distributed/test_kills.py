@@ -38,7 +38,7 @@ KILLS = [
 
 
 @pytest.mark.parametrize(
-    ("run", "kills"), zip(RUNS, KILLS, strict=True), ids=["tensor-parallel", "data-parallel"]
+    ("run", "kills"), list(zip(RUNS, KILLS, strict=True)), ids=["tensor-parallel", "data-parallel"]
 )
 def test_a_run_that_is_killed_again_and_again(
     pool: RankPool, tmp_path: Path, run: Run, kills: list[Kill]
